@@ -1,0 +1,1 @@
+"""What a process of the cluster is made of."""
