@@ -1,1 +1,1 @@
-
+"""The client of a maas cluster: stubs, names, errors, the client itself and the `maas` command."""

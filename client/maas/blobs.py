@@ -1,0 +1,117 @@
+"""Upload and download of blobs: hash-checked, resumed where they broke."""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+
+from maas.errors import DataCorruptError, MaasError, NotFoundError, from_rpc_error
+from maas.names import BlobName
+from maas.registry.v1 import registry_service_pb2 as messages
+from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+CHUNK_BYTES = 512 * 1024
+ATTEMPTS = 5
+"""How often a broken transfer is taken up again before its error is raised."""
+
+_STALL_SECONDS = 600.0
+
+Progress = Callable[[int], None]
+"""Told of the number of bytes that were just moved."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def upload_blob(channel: grpc.Channel, path: Path, progress: Progress = lambda _: None) -> BlobName:
+    """Store a file's bytes under their SHA-256 and return the blob's name.
+
+    A blob that is there already is not sent again; a broken upload goes on where it stopped. Raises MaasError.
+    """
+    registry = RegistryServiceStub(channel)
+    name = BlobName(sha256_of(path))
+    size_bytes = path.stat().st_size
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            offset = _received(registry, name)
+            if offset is None:
+                progress(size_bytes)
+                return name
+            progress(offset if attempt == 1 else 0)
+            registry.UploadBlob(_upload(path, name, size_bytes, offset, progress), timeout=_STALL_SECONDS)
+            return name
+        except grpc.RpcError as error:
+            _wait_or_raise(error, attempt)
+    raise AssertionError("the last attempt raises")
+
+
+def download_blob(channel: grpc.Channel, name: BlobName, path: Path, progress: Progress = lambda _: None) -> None:
+    """Write a blob's bytes to `path`, which appears only when all are there and have the right SHA-256.
+
+    A broken download goes on where it stopped. Raises MaasError, DataCorruptError when the bytes are not the blob's.
+    """
+    registry = RegistryServiceStub(channel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        digest = hashlib.sha256()
+        with os.fdopen(handle, "wb") as file:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    request = messages.DownloadBlobRequest(name=str(name), offset=file.tell())
+                    for response in registry.DownloadBlob(request, timeout=_STALL_SECONDS):
+                        file.write(response.chunk)
+                        digest.update(response.chunk)
+                        progress(len(response.chunk))
+                    break
+                except grpc.RpcError as error:
+                    _wait_or_raise(error, attempt)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != name.sha256:
+            raise DataCorruptError(
+                f"{name} arrived damaged; try again, and report it if it happens twice",
+                code="DATA_LOSS",
+                reason="BLOB_CORRUPT",
+                resource_name=str(name),
+            )
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def _received(registry: RegistryServiceStub, name: BlobName) -> int | None:
+    """Return how many bytes the registry has; None when it has all of them."""
+    try:
+        blob = registry.GetBlob(messages.GetBlobRequest(name=str(name)), timeout=10)
+    except grpc.RpcError as error:
+        if isinstance(from_rpc_error(error), NotFoundError):
+            return 0
+        raise
+    return None if blob.committed else blob.received_bytes
+
+
+def _upload(
+    path: Path, name: BlobName, size_bytes: int, offset: int, progress: Progress
+) -> Iterator[messages.UploadBlobRequest]:
+    yield messages.UploadBlobRequest(header=messages.UploadHeader(name=str(name), size_bytes=size_bytes, offset=offset))
+    with path.open("rb") as file:
+        file.seek(offset)
+        while chunk := file.read(CHUNK_BYTES):
+            yield messages.UploadBlobRequest(chunk=chunk)
+            progress(len(chunk))
+
+
+def _wait_or_raise(error: grpc.RpcError, attempt: int) -> None:
+    translated: MaasError = from_rpc_error(error)
+    if attempt == ATTEMPTS or translated.code not in {"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED"}:
+        raise translated from error
+    time.sleep(min(2.0, 0.2 * 2**attempt))
