@@ -1,6 +1,6 @@
 """Calls from one service to another: request id and deadline go along, failures come back as failures."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,5 +107,5 @@ class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
         continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
         client_call_details: grpc.aio.ClientCallDetails,
         request: Any,
-    ) -> AsyncIterator[Any]:
+    ) -> Any:
         return await continuation(_with_context(client_call_details, client_call_details.timeout), request)

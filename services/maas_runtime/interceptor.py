@@ -1,11 +1,13 @@
 """What happens around every call of every service: request id, deadline, validation, failures, metrics, log."""
 
+from __future__ import annotations  # grpc's classes take type arguments in its stubs only
+
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -19,7 +21,7 @@ from maas_runtime.validation import RequestValidator
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _UNCHECKED = ("/grpc.health.v1.", "/grpc.reflection.")
 
