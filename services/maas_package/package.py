@@ -1,0 +1,206 @@
+"""A package on disk: a folder with manifest.json and the files it lists, each checked before anything is loaded."""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maas_package.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, ManifestInvalid, Servable
+from maas_package.safetensors_header import read_safetensors_header
+from maas_runtime.failures import InvalidInput
+
+_CHUNK_BYTES = 1024 * 1024
+_PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+# Protocol 2 and later: the opcode PROTO and its version. Older ones have no mark, but no name that is loaded here
+# would let one through: JSON and safetensors are parsed, and an engine parses its own format.
+_PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
+
+
+class ManifestMissing(InvalidInput):
+    """The folder has no manifest.json."""
+
+    reason = "MANIFEST_MISSING"
+
+
+class PackageFileMissing(InvalidInput):
+    """The manifest lists a file that is not there."""
+
+    reason = "PACKAGE_FILE_MISSING"
+
+
+class PackageFileUnlisted(InvalidInput):
+    """The folder has a file that the manifest does not list."""
+
+    reason = "PACKAGE_FILE_UNLISTED"
+
+
+class PackageFileDamaged(InvalidInput):
+    """A file is not what its size, its hash or its name says."""
+
+    reason = "PACKAGE_FILE_DAMAGED"
+
+
+class PackageHoldsPickle(InvalidInput):
+    """A file is, or holds, a pickle: loading it could run anything."""
+
+    reason = "PACKAGE_HOLDS_PICKLE"
+
+
+class PackageLinkOutside(InvalidInput):
+    """A link leads out of the package, or a file is not a plain file."""
+
+    reason = "PACKAGE_LINK_OUTSIDE"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A folder whose files are the manifest's."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files, manifest.json included."""
+        return len(self.manifest.to_json()) + sum(entry.size_bytes for entry in self.manifest.files)
+
+    def servable_bytes(self, servable: Servable) -> int:
+        """Bytes of a servable's file, and of what lies beside it under its name (`model.onnx.data`)."""
+        return sum(
+            entry.size_bytes
+            for entry in self.manifest.files
+            if entry.path == servable.path or entry.path.startswith(servable.path + ".")
+        )
+
+    def path(self, relative: str) -> Path:
+        """Return where a file of the manifest lies."""
+        return self.folder.joinpath(*relative.split("/"))
+
+
+def read_package(folder: Path) -> Package:
+    """Read a package, checking that each file is there, whole, listed, harmless, and inside the folder.
+
+    Raises an InvalidInput that says which file is wrong and how.
+    """
+    manifest_path = folder / MANIFEST_NAME
+    if not manifest_path.is_file():
+        raise ManifestMissing(f"there is no {MANIFEST_NAME}; a package is a folder that `maas models pull` wrote")
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ManifestInvalid(f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
+    manifest = Manifest.from_json(manifest_path.read_bytes())
+    package = Package(folder, manifest)
+    listed = {entry.path for entry in manifest.files}
+    for path in _walk(folder):
+        if path not in listed and path != MANIFEST_NAME:
+            raise PackageFileUnlisted(f"{path} is not in the manifest", path=path)
+    for entry in manifest.files:
+        _check_entry(package.path(entry.path), entry)
+    return package
+
+
+def write_package(folder: Path, manifest: Manifest) -> Package:
+    """Make a package of the files that already lie in `folder`; `manifest.files` is filled in here.
+
+    manifest.json is written last and at once: a folder without it is not yet a package. Raises the same as
+    read_package.
+    """
+    entries = []
+    for path in _walk(folder):
+        if path == MANIFEST_NAME:
+            continue
+        location = folder.joinpath(*path.split("/"))
+        sha256, size_bytes = _hash_file(location)
+        entries.append(FileEntry(path, sha256, size_bytes))
+        check_content(location, path)
+    # Through the one door, so that what is written can be read.
+    checked = Manifest.from_json(replace(manifest, files=tuple(entries)).to_json())
+    partial = folder / f".{MANIFEST_NAME}.partial"
+    try:
+        with partial.open("wb") as stream:
+            stream.write(checked.to_json())
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, folder / MANIFEST_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Package(folder, checked)
+
+
+def check_content(location: Path, path: str) -> None:
+    """Look into one file, called `path` in its package, without loading it.
+
+    Raises PackageHoldsPickle, or PackageFileDamaged when it is not of the kind that its name says.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in _PICKLE_SUFFIXES:
+        raise PackageHoldsPickle(f"{path}: files of this kind may hold a pickle; store safetensors", path=path)
+    match suffix:
+        case ".safetensors":
+            # Before the pickle's mark: the length in a safetensors header may happen to look like one.
+            read_safetensors_header(location)
+            return
+        case ".json":
+            _check_json(location, path)
+    with location.open("rb") as stream:
+        if _PICKLE_MAGIC.match(stream.read(2)):
+            raise PackageHoldsPickle(f"{path} is a pickle", path=path)
+    if zipfile.is_zipfile(location):
+        _check_archive(location, path)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the relative path of each file, sorted. Raises PackageLinkOutside."""
+    root = folder.resolve()
+    for location in sorted(folder.rglob("*")):
+        path = location.relative_to(folder).as_posix()
+        if location.is_symlink() and not location.resolve().is_relative_to(root):
+            raise PackageLinkOutside(f"{path} is a link that leads out of the package", path=path)
+        mode = location.stat().st_mode if location.exists() else 0
+        if stat.S_ISREG(mode):
+            yield path
+        elif not stat.S_ISDIR(mode):
+            raise PackageLinkOutside(f"{path} is neither a file nor a folder", path=path)
+
+
+def _check_entry(location: Path, entry: FileEntry) -> None:
+    if not location.is_file():
+        raise PackageFileMissing(f"{entry.path} is listed but not there", path=entry.path)
+    size_bytes = location.stat().st_size
+    if size_bytes != entry.size_bytes:
+        raise PackageFileDamaged(f"{entry.path} has {size_bytes} bytes instead of {entry.size_bytes}", path=entry.path)
+    sha256, _ = _hash_file(location)
+    if sha256 != entry.sha256:
+        raise PackageFileDamaged(f"{entry.path} has SHA-256 {sha256} instead of {entry.sha256}", path=entry.path)
+    check_content(location, entry.path)
+
+
+def _hash_file(location: Path) -> tuple[str, int]:
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with location.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    return digest.hexdigest(), size_bytes
+
+
+def _check_json(location: Path, path: str) -> None:
+    try:
+        json.loads(location.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise PackageFileDamaged(f"{path} is not JSON: {error}", path=path) from error
+
+
+def _check_archive(location: Path, path: str) -> None:
+    try:
+        with zipfile.ZipFile(location) as archive:
+            held = [name for name in archive.namelist() if Path(name).suffix.lower() in _PICKLE_SUFFIXES]
+    except zipfile.BadZipFile as error:
+        raise PackageFileDamaged(f"{path} is a damaged archive: {error}", path=path) from error
+    if held:
+        raise PackageHoldsPickle(f"{path} is an archive with the pickle {held[0]}", path=path)
