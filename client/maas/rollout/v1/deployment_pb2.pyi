@@ -105,7 +105,7 @@ class Deployment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Output only in Create; Required in Update. Resource name: `deployments/{deployment}`."""
+    """Optional. Resource name: `deployments/{deployment}`. Says which to change in Update; not read in Create."""
     state: Global___DeploymentState.ValueType
     """Output only. Where the deployment is in its life."""
     message: _builtins.str
