@@ -40,11 +40,12 @@ class SafetensorsInvalid(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of the file: the format's name of its type, and its shape."""
+    """One tensor of the file: the format's name of its type, its shape, and where in the file its bytes begin."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    begin_bytes: int
 
     @property
     def elements(self) -> int:
@@ -60,24 +61,29 @@ def read_safetensors_header(location: Path) -> tuple[StoredTensor, ...]:
         if size_bytes < 8 or header_bytes > min(size_bytes - 8, _MAX_HEADER_BYTES):
             raise SafetensorsInvalid(f"{location.name} is cut short or not safetensors", path=location.name)
         content = stream.read(header_bytes)
+    data_begin = 8 + header_bytes
     try:
         header = json.loads(content)
-        spans = sorted(_read_span(name, entry) for name, entry in header.items() if name != "__metadata__")
+        spans = sorted(
+            (_read_span(name, entry, data_begin) for name, entry in header.items() if name != "__metadata__"),
+            key=lambda span: (span[0].begin_bytes, span[1]),
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SafetensorsInvalid(f"{location.name} has a broken header: {error}", path=location.name) from error
-    position = 0
-    for begin, end, tensor in spans:
-        if begin != position or (end - begin) * 8 != tensor.elements * _BITS[tensor.dtype]:
+    position = data_begin
+    for tensor, end in spans:
+        if tensor.begin_bytes != position or (end - position) * 8 != tensor.elements * _BITS[tensor.dtype]:
             raise SafetensorsInvalid(
                 f"{location.name}: tensor {tensor.name} does not lie where it should", path=location.name
             )
         position = end
-    if position != size_bytes - 8 - header_bytes:
+    if position != size_bytes:
         raise SafetensorsInvalid(f"{location.name} has more or fewer bytes than its header says", path=location.name)
-    return tuple(tensor for _, _, tensor in spans)
+    return tuple(tensor for tensor, _ in spans)
 
 
-def _read_span(name: str, entry: dict[str, Any]) -> tuple[int, int, StoredTensor]:
+def _read_span(name: str, entry: dict[str, Any], data_begin: int) -> tuple[StoredTensor, int]:
+    """Return the tensor and where in the file it ends."""
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     dtype = entry["dtype"]
@@ -85,4 +91,4 @@ def _read_span(name: str, entry: dict[str, Any]) -> tuple[int, int, StoredTensor
         raise ValueError(f"{name} has the unknown type {dtype!r}")
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError(f"{name} has sizes that are not whole numbers")
-    return begin, end, StoredTensor(name, dtype, shape)
+    return StoredTensor(name, dtype, shape, data_begin + begin), data_begin + end

@@ -50,7 +50,7 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(max_tokens)
         self._max_tokens = max_tokens
         padding_id = tokenizer.token_to_id(PADDING_TOKEN)
-        self._padding_id = PADDING_ID if padding_id is None else padding_id
+        self._padding_id = PADDING_ID if padding_id is None else int(padding_id)
 
     @classmethod
     def from_file(cls, path: Path, max_tokens: int) -> "TextTokenizer":
@@ -67,6 +67,11 @@ class TextTokenizer:
     def vocabulary_size(self) -> int:
         """How many ids there are, the two special ones included."""
         return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def padding_id(self) -> int:
+        """The id that fills a row up."""
+        return self._padding_id
 
     @property
     def max_tokens(self) -> int:
