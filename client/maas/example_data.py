@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from maas.errors import MaasError
+
 SOURCE_REQUIREMENT = "vaderSentiment==3.3.2"
 SOURCE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 TEST_ROWS = 2_000
@@ -42,10 +44,13 @@ DOMAIN_ROWS = {"movies": 10_605, "amazon": 3_708, "tweets": 4_200, "newspaper": 
 _INDEX_NAME = "example-data.json"
 
 
-class ExampleDataError(Exception):
+class ExampleDataError(MaasError):
     """The example data could not be made; the message says what to do."""
 
     reason = "EXAMPLE_DATA_FAILED"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=type(self).reason)
 
 
 class ExampleDataUnreachable(ExampleDataError):
