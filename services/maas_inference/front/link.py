@@ -1,0 +1,76 @@
+"""The front's connection to the manager: model tables come in, reports go out. Lines of JSON on a unix socket.
+
+While the manager is away the front goes on with the last table that it got.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from maas_inference.front.metrics import exposition
+from maas_inference.table import FrontReport, ModelTable
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 1.0
+_MAX_LINE_BYTES = 16 << 20
+_RECONNECT_SECONDS = (0.02, 0.05, 0.1, 0.2)
+
+_decode_table = msgspec.json.Decoder(ModelTable).decode
+_encode_report = msgspec.json.Encoder().encode
+
+
+class TableUser(Protocol):
+    """Serves what a table says."""
+
+    def apply(self, table: ModelTable) -> None:
+        """Serve another table from now on."""
+
+
+async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> None:
+    """Be connected to the manager at `path`, until cancelled."""
+    failures = 0
+    while True:
+        try:
+            reader, writer = await asyncio.open_unix_connection(path, limit=_MAX_LINE_BYTES)
+        except OSError:
+            await asyncio.sleep(_RECONNECT_SECONDS[min(failures, len(_RECONNECT_SECONDS) - 1)])
+            failures += 1
+            continue
+        failures = 0
+        try:
+            await _exchange(reader, writer, user, registry)
+        except (OSError, msgspec.DecodeError) as error:
+            logger.warning("the link to the manager broke", extra={"error": str(error)})
+        finally:
+            writer.close()
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: TableUser, registry: CollectorRegistry
+) -> None:
+    """Apply each table at once and acknowledge it; report once a second. Returns when the manager hangs up."""
+    revision = 0
+    line = asyncio.ensure_future(reader.readline())
+    next_report = time.monotonic()
+    try:
+        while True:
+            done, _ = await asyncio.wait({line}, timeout=max(0.0, next_report - time.monotonic()))
+            if done:
+                received = line.result()
+                if not received.endswith(b"\n"):
+                    return
+                table = _decode_table(received)
+                user.apply(table)
+                revision = table.revision
+                line = asyncio.ensure_future(reader.readline())
+            else:
+                next_report = time.monotonic() + REPORT_SECONDS
+            writer.write(_encode_report(FrontReport(revision, exposition(registry))) + b"\n")
+            await writer.drain()
+    finally:
+        line.cancel()

@@ -1,0 +1,61 @@
+"""One request between its decoding and its answer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+from maas_inference.wire import TensorHeader
+
+Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
+"""ASGI's receive."""
+
+Group: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, datatype and shape of one row, for each input. Questions of one group can share a batch."""
+
+
+class CallerGone(Exception):
+    """The caller hung up: there is nobody to answer."""
+
+
+class Answer:
+    """Rows that came back: for each output its header in the batch, this question's shape and this question's bytes."""
+
+    __slots__ = ("raws", "shapes", "tensors")
+
+    def __init__(
+        self, tensors: tuple[TensorHeader, ...], shapes: tuple[tuple[int, ...], ...], raws: list[bytes]
+    ) -> None:
+        self.tensors = tensors
+        self.shapes = shapes
+        self.raws = raws
+
+
+class Question:
+    """Rows to be computed. `answer` gets an Answer, a Failure, or CallerGone."""
+
+    __slots__ = ("answer", "arrived", "attempts", "deadline", "group", "parts", "probed", "receive", "rows", "sent")
+
+    def __init__(
+        self,
+        group: Group,
+        rows: int,
+        parts: Sequence[bytes | memoryview],
+        *,
+        arrived: float,
+        deadline: float,
+        receive: Receive,
+        answer: "asyncio.Future[Answer]",
+    ) -> None:
+        self.group = group
+        self.rows = rows
+        self.parts = parts
+        """The raw bytes of each input, in the group's order."""
+        self.arrived = arrived
+        self.deadline = deadline
+        """Times are the monotonic clock's."""
+        self.receive = receive
+        """Tells whether the caller is still there."""
+        self.answer = answer
+        self.attempts = 0
+        self.sent = 0.0
+        self.probed = arrived

@@ -1,0 +1,217 @@
+"""What a front serves: the model table turned into queues, each with a connection to its worker."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from maas_inference.front.failures import ModelNotNamed, ServedModelNotFound, ServedVersionNotFound, VersionNotReady
+from maas_inference.front.metrics import FrontMetrics
+from maas_inference.front.version_queue import VersionQueue, drop_if_gone
+from maas_inference.front.worker_link import WorkerLink
+from maas_inference.table import ModelTable, ServedDeployment
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 0.05
+_PROBES_PER_SWEEP = 64
+_RECONNECT_SECONDS = 0.02
+DEFAULT_DEPLOYMENT = "default"
+
+
+class Deployment:
+    """A name that callers use; chooses the version that answers."""
+
+    def __init__(self, served: ServedDeployment, queues: Mapping[str, VersionQueue]) -> None:
+        self.name = served.deployment
+        self.queues = queues
+        """By version number, in the table's order."""
+        self._only = next(iter(queues.values())) if len(queues) == 1 else None
+        self._credits = dict.fromkeys(queues, 0)
+
+    def choose(self, version: str) -> VersionQueue:
+        """Return the queue of `version`, or, without one, of the version whose turn it is by the weights.
+
+        Raises ServedVersionNotFound, VersionNotReady.
+        """
+        if version:
+            try:
+                return self.queues[version]
+            except KeyError:
+                raise ServedVersionNotFound(
+                    f"{self.name} has no version {version!r}; it has {', '.join(self.queues) or 'none'}",
+                    name=f"deployments/{self.name}",
+                ) from None
+        return self._only or self._by_weight()
+
+    def main(self) -> VersionQueue:
+        """Return the version that stands for the deployment when nobody names one: the largest weight's."""
+        if not self.queues:
+            raise VersionNotReady(f"{self.name} has no version yet")
+        return max(self.queues.values(), key=lambda queue: (queue.is_connected, queue.served.weight))
+
+    def _by_weight(self) -> VersionQueue:
+        """Smooth weighted round robin: in any window the shares are the weights' as exactly as whole requests allow."""
+        able = [queue for queue in self.queues.values() if queue.served.weight > 0]
+        able = [queue for queue in able if queue.is_connected] or able
+        if not able:
+            raise VersionNotReady(f"{self.name} has no version with a weight that is ready")
+        credit = self._credits
+        total = 0
+        for queue in able:
+            total += queue.served.weight
+            credit[queue.served.version] += queue.served.weight
+        chosen = max(able, key=lambda queue: credit[queue.served.version])
+        credit[chosen.served.version] -= total
+        return chosen
+
+
+class Serving:
+    """All deployments of the newest table. Connections and sweeps run in the task group that is passed in."""
+
+    def __init__(self, metrics: FrontMetrics, tasks: asyncio.TaskGroup) -> None:
+        self._metrics = metrics
+        self._tasks = tasks
+        self._queues: dict[tuple[str, str], VersionQueue] = {}
+        self._connections: dict[tuple[str, str], _Connection] = {}
+        self._leaving: list[_Connection] = []
+        self.table = ModelTable()
+        self.deployments: dict[str, Deployment] = {}
+
+    def apply(self, table: ModelTable) -> None:
+        """Serve what the table says: new versions get a queue, those that are gone finish what waits."""
+        deployments: dict[str, Deployment] = {}
+        kept = set()
+        for served in table.deployments:
+            queues = {}
+            for version in served.versions:
+                key = (served.deployment, version.version)
+                kept.add(key)
+                queue = self._queues.get(key)
+                if queue is None:
+                    metrics = self._metrics.of_version(*key)
+                    queue = self._queues[key] = VersionQueue(served.deployment, version, metrics)
+                    self._connections[key] = _Connection(queue)
+                    self._tasks.create_task(self._connections[key].run())
+                else:
+                    queue.serve(version)
+                self._connections[key].point_to(version.socket_path)
+                queues[version.version] = queue
+            deployments[served.deployment] = Deployment(served, queues)
+        for key in set(self._queues) - kept:
+            del self._queues[key]
+            leaving = self._connections.pop(key)
+            leaving.retire()
+            self._leaving.append(leaving)
+        self.table = table
+        self.deployments = deployments
+        logger.info(
+            "table applied",
+            extra={"revision": table.revision, "versions": [f"{name}/{number}" for name, number in sorted(kept)]},
+        )
+
+    def deployment(self, name: str) -> Deployment:
+        """Return a deployment. Raises ServedModelNotFound."""
+        deployment = self.deployments.get(name)
+        if deployment is None:
+            raise ServedModelNotFound(
+                f"no model {name[:80]!r} is served; {self._known_names()}", name=f"deployments/{name[:80]}"
+            )
+        return deployment
+
+    def deployment_or_default(self, name: str) -> Deployment:
+        """Return the named deployment; without a name the only one, or the one called `default`."""
+        if name:
+            return self.deployment(name)
+        if len(self.deployments) == 1:
+            return next(iter(self.deployments.values()))
+        if DEFAULT_DEPLOYMENT in self.deployments:
+            return self.deployments[DEFAULT_DEPLOYMENT]
+        raise ModelNotNamed(f"say which model, as /predict/NAME or in the header maas-model; {self._known_names()}")
+
+    def is_ready(self) -> bool:
+        """Whether a table is there and each deployment has a warm version."""
+        return self.table.revision > 0 and all(
+            any(queue.is_connected for queue in deployment.queues.values()) for deployment in self.deployments.values()
+        )
+
+    async def sweep(self) -> None:
+        """Again and again answer those whose time is over and drop those who hung up, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.monotonic()
+            probes = []
+            self._leaving = [connection for connection in self._leaving if not connection.queue.is_idle]
+            for connection in (*self._connections.values(), *self._leaving):
+                connection.queue.expire(now)
+                probes += list(connection.queue.to_probe(now))
+            for question in probes[:_PROBES_PER_SWEEP]:
+                await drop_if_gone(question)
+
+    def close(self) -> None:
+        """Answer everybody who waits and hang up."""
+        for connection in self._connections.values():
+            connection.queue.fail_all("the inference front is shutting down")
+            connection.retire()
+
+    def _known_names(self) -> str:
+        names = sorted(self.deployments)
+        return f"there are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else "there are none"
+
+
+class _Connection:
+    """Keeps one version's queue connected to the worker that the table names."""
+
+    def __init__(self, queue: VersionQueue) -> None:
+        self.queue = queue
+        self._path = ""
+        self._changed = asyncio.Event()
+        self._retired = False
+
+    def point_to(self, path: str) -> None:
+        """Connect to another worker; what the old one has in flight is answered first."""
+        if path != self._path:
+            self._path = path
+            self._changed.set()
+
+    def retire(self) -> None:
+        """Finish what waits, then hang up for good."""
+        self._retired = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Connect, wait for the end of the connection, connect again; until retired and idle."""
+        loop = asyncio.get_running_loop()
+        while not (self._retired and (self.queue.is_idle or not self._path)):
+            self._changed.clear()
+            path = self._path
+            if not path:
+                await self._changed.wait()
+                continue
+            try:
+                _, link = await loop.create_unix_connection(
+                    lambda: WorkerLink(self.queue.replied, self.queue.disconnected), path
+                )
+            except OSError as error:
+                logger.debug("worker does not listen", extra={"path": path, "error": str(error)})
+                await asyncio.sleep(_RECONNECT_SECONDS)
+                continue
+            self.queue.connected(link)
+            logger.info("worker connected", extra={"deployment": self.queue.deployment, "path": path})
+            await self._until_lost_or_changed(link)
+            link.close()
+            await link.lost.wait()
+
+    async def _until_lost_or_changed(self, link: WorkerLink) -> None:
+        lost = asyncio.ensure_future(link.lost.wait())
+        waits: set[asyncio.Future[Any]] = {lost, asyncio.ensure_future(self._changed.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if self._retired:
+                idle = asyncio.ensure_future(self.queue.until_idle())
+                waits.add(idle)
+                await asyncio.wait({lost, idle}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()

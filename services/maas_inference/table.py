@@ -1,0 +1,73 @@
+"""The model table: what the manager tells each front to serve, as one whole value.
+
+The manager sends a whole table after each change; a front never patches one. A version stays in the table while it
+may be asked for; when it is gone from it, a front sends nothing new to its worker, answers what waits, and hangs up.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+VersionState: TypeAlias = Literal["loading", "ready", "restarting", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output; -1 in `shape` stands for any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """One version of a deployment and the worker that holds it."""
+
+    version: str
+    """The registry's number, as text."""
+    model: str
+    weight: int
+    state: VersionState
+    message: str = ""
+    socket_path: str = ""
+    """Where the worker listens; each start of a worker has a path of its own. Empty while there is none."""
+    engine: str = ""
+    precision: str = ""
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    labels: tuple[str, ...] = ()
+    text_input: str = ""
+    """Name of the BYTES tensor that may be sent instead of the inputs; empty when text is not understood."""
+    max_batch_rows: int = 32
+    cost_curve: tuple[tuple[int, float], ...] = ()
+    """(rows, seconds) as the worker measured them at warm-up, by ascending rows."""
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether requests can share a batch: every tensor's first dimension counts rows."""
+        return all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDeployment:
+    """A name that callers use, and the versions that answer under it."""
+
+    deployment: str
+    versions: tuple[ServedVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTable:
+    """All deployments of this replica. `revision` grows with each table that a manager sends."""
+
+    revision: int = 0
+    server_version: str = ""
+    deployments: tuple[ServedDeployment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrontReport:
+    """What a front tells the manager: the table it obeys, and its metrics in Prometheus' text format."""
+
+    revision: int
+    metrics: str = ""
