@@ -11,11 +11,13 @@ of its text: the split is the same on every machine and for ever, and two equal 
 Standard library only; pyarrow is imported when a file is written.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -169,25 +171,47 @@ def _download_source(timeout_seconds: float) -> bytes:
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{SOURCE_REQUIREMENT} --hash=sha256:{SOURCE_SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--quiet"]
-        command += ["--no-deps", "--require-hashes", "--requirement", str(requirements), "--dest", scratch]
+        command += [
+            "--no-deps",
+            "--no-binary",
+            "vaderSentiment",
+            "--require-hashes",
+            "--requirement",
+            str(requirements),
+            "--dest",
+            scratch,
+        ]
         # pip asks a source distribution for its metadata; with setuptools at hand it need not fetch a second one.
         if importlib.util.find_spec("setuptools") is not None:
             command.append("--no-build-isolation")
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ExampleDataUnreachable(
-                f"pip did not fetch {SOURCE_REQUIREMENT} within {timeout_seconds:g} s; check the network and try again"
-            ) from error
+        returncode, output = _run(command, timeout_seconds)
         found = sorted(Path(scratch).glob("*.tar.gz"))
-        if done.returncode != 0 or not found:
-            last_lines = " | ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
-            failure = ExampleDataDamaged if "THESE PACKAGES DO NOT MATCH" in done.stderr else ExampleDataUnreachable
+        if returncode != 0 or not found:
+            last_lines = " | ".join(output.strip().splitlines()[-3:])
+            failure = ExampleDataDamaged if "DO NOT MATCH THE HASHES" in output else ExampleDataUnreachable
             raise failure(
                 f"pip could not fetch {SOURCE_REQUIREMENT}: {last_lines}; check the network and pip's index, then try "
                 "again"
             )
         return _open_source(found[0].read_bytes())
+
+
+def _run(command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+    """Return the exit code and what was printed. Whatever ends the wait also ends all that the command started."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired as error:
+            raise ExampleDataUnreachable(
+                f"pip did not fetch {SOURCE_REQUIREMENT} within {timeout_seconds:g} s; check the network and try again"
+            ) from error
+        finally:
+            # pip's own children share its group, and would keep the pipe open.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
 
 
 def _open_source(content: bytes) -> bytes:

@@ -1,9 +1,12 @@
 """The Open Inference Protocol's datatypes and numpy's."""
 
+from typing import Any, TypeAlias
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Array = NDArray[np.generic]
+# What type its numbers have is said by the manifest, at run time.
+Array: TypeAlias = NDArray[Any]
 
 _NUMPY_TYPES: dict[str, DTypeLike] = {
     "BOOL": np.bool_,

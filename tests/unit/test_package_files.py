@@ -162,8 +162,9 @@ def test_a_broken_safetensors_file_is_refused(folder: Path, content: bytes) -> N
 
 
 def test_a_safetensors_header_as_long_as_a_pickle_mark_is_no_pickle(tmp_path: Path) -> None:
-    header = {"__metadata__": {"filler": ""}, "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
-    header["__metadata__"]["filler"] = "x" * (0x0280 - len(json.dumps(header)))
+    metadata = {"filler": ""}
+    header = {"__metadata__": metadata, "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    metadata["filler"] = "x" * (0x0280 - len(json.dumps(header)))
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors(header, b"abcd"))
     assert path.read_bytes()[:2] == b"\x80\x02"
