@@ -1,0 +1,1 @@
+"""What the gateway says to others: Envoy's resources, xDS, health, reflection, metrics."""

@@ -1,0 +1,199 @@
+"""The one public listener: what every request passes, whatever it asks for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.config.core.v3 import (
+    base_pb2,
+    config_source_pb2,
+    grpc_method_list_pb2,
+    protocol_pb2,
+    substitution_format_string_pb2,
+)
+from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
+from envoy.extensions.access_loggers.stream.v3 import stream_pb2
+from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
+from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from google.protobuf import any_pb2, struct_pb2
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+from xds.type.v3 import typed_struct_pb2
+
+from maas_gateway.api.addresses import envoy_address
+from maas_gateway.api.contract import rest_descriptors, rest_services
+from maas_gateway.api.local_replies import local_reply_config
+from maas_gateway.api.packing import packed, seconds
+from maas_gateway.domain.snapshot import Stage
+from maas_gateway.domain.topology import Service
+
+PUBLIC = "public"
+"""Name of the listener, its routes and its statistics."""
+
+_MAX_REST_BYTES = 8 * 2**20
+"""The transcoder holds a whole body; registry blobs and tensors do not come this way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """What the listener depends on; fixed as long as the cluster runs."""
+
+    address: str
+    services: tuple[Service, ...]
+    front: any_pb2.Any | None
+    """Configuration of the filter that is the inference front; None when fronts are processes of their own."""
+    access_log: bool = False
+
+
+def listener_for(settings: ListenerSettings) -> listener_pb2.Listener:
+    """Return the listener. Equal settings give equal bytes, in every process of this release."""
+    return listener_pb2.Listener(
+        name=PUBLIC,
+        address=envoy_address(settings.address),
+        # One socket for all workers, so that two Envoys cannot share a port by mistake; the few, long connections of
+        # gRPC clients are then dealt out evenly.
+        enable_reuse_port=BoolValue(value=False),
+        connection_balance_config=listener_pb2.Listener.ConnectionBalanceConfig(
+            exact_balance=listener_pb2.Listener.ConnectionBalanceConfig.ExactBalance()
+        ),
+        per_connection_buffer_limit_bytes=UInt32Value(value=2**20),
+        filter_chains=[
+            listener_components_pb2.FilterChain(
+                filters=[
+                    listener_components_pb2.Filter(
+                        name="envoy.filters.network.http_connection_manager",
+                        typed_config=packed(_connection_manager(settings)),
+                    )
+                ]
+            )
+        ],
+    )
+
+
+def front_filter(configuration: Mapping[str, Any]) -> any_pb2.Any:
+    """Return the front's filter, given in Envoy's JSON form, so that it can be turned on by routes.
+
+    Envoy wants a terminal filter at the end of every chain; this one ends only the chains of its own routes.
+    """
+    fields = {key: value for key, value in configuration.items() if key != "@type"}
+    # As JSON, because this Envoy knows fields of it that xds-protos does not have yet.
+    typed = typed_struct_pb2.TypedStruct(type_url=configuration["@type"])
+    typed.value.update({**fields, "terminal_filter": False})
+    return packed(typed)
+
+
+def _connection_manager(settings: ListenerSettings) -> Message:
+    manager: Message = http_connection_manager_pb2.HttpConnectionManager(
+        stat_prefix=PUBLIC,
+        rds=http_connection_manager_pb2.Rds(
+            route_config_name=PUBLIC,
+            config_source=config_source_pb2.ConfigSource(
+                ads=config_source_pb2.AggregatedConfigSource(), resource_api_version=config_source_pb2.ApiVersion.V3
+            ),
+        ),
+        http_filters=list(_filters(settings)),
+        http2_protocol_options=protocol_pb2.Http2ProtocolOptions(max_concurrent_streams=UInt32Value(value=1000)),
+        common_http_protocol_options=protocol_pb2.HttpProtocolOptions(idle_timeout=seconds(3600)),
+        server_name="maas",
+        request_headers_timeout=seconds(10),
+        stream_idle_timeout=seconds(300),
+        drain_timeout=seconds(2),
+        use_remote_address=BoolValue(value=True),
+        generate_request_id=BoolValue(value=True),
+        preserve_external_request_id=True,
+        always_set_request_id_in_response=True,
+        normalize_path=BoolValue(value=True),
+        merge_slashes=True,
+        path_with_escaped_slashes_action=http_connection_manager_pb2.HttpConnectionManager.REJECT_REQUEST,
+        local_reply_config=local_reply_config(),
+        access_log=[_access_log()] if settings.access_log else [],
+    )
+    return manager
+
+
+def _filters(settings: ListenerSettings) -> Iterator[http_connection_manager_pb2.HttpFilter]:
+    """Each is off until a route turns it on, so that a request pays for nothing that it does not need."""
+    yield _filter(Stage.REST_ERRORS, _lua("rest_errors.lua"))
+    yield _filter(Stage.TRANSCODER, _transcoder())
+    yield _filter(Stage.GRPC_STATISTICS, _grpc_statistics(settings.services))
+    if settings.front is None:
+        yield _filter(Stage.NAME_DEPLOYMENT, _lua("name_deployment.lua"))
+    else:
+        yield http_connection_manager_pb2.HttpFilter(name=Stage.FRONT.value, disabled=True, typed_config=settings.front)
+    yield http_connection_manager_pb2.HttpFilter(name="router", typed_config=packed(router_pb2.Router()))
+
+
+def _filter(stage: Stage, configuration: Message) -> http_connection_manager_pb2.HttpFilter:
+    return http_connection_manager_pb2.HttpFilter(name=stage.value, disabled=True, typed_config=packed(configuration))
+
+
+def _lua(file: str) -> Message:
+    script = resources.files("maas_gateway").joinpath("filters", file).read_text("utf-8")
+    lua: Message = lua_pb2.Lua(default_source_code=base_pb2.DataSource(inline_string=script))
+    return lua
+
+
+def _transcoder() -> Message:
+    kinds = transcoder_pb2.GrpcJsonTranscoder
+    transcoder: Message = kinds(
+        proto_descriptor_bin=rest_descriptors(),
+        services=rest_services(),
+        convert_grpc_status=True,
+        case_insensitive_enum_parsing=True,
+        print_options=kinds.PrintOptions(always_print_primitive_fields=True, stream_newline_delimited=True),
+        request_validation_options=kinds.RequestValidationOptions(reject_unknown_query_parameters=True),
+        max_request_body_size=UInt32Value(value=_MAX_REST_BYTES),
+        max_response_body_size=UInt32Value(value=_MAX_REST_BYTES),
+    )
+    return transcoder
+
+
+def _grpc_statistics(services: tuple[Service, ...]) -> Message:
+    """Only of methods that exist, so that no caller can make a new name."""
+    statistics: Message = grpc_stats_pb2.FilterConfig(
+        individual_method_stats_allowlist=grpc_method_list_pb2.GrpcMethodList(
+            services=[
+                grpc_method_list_pb2.GrpcMethodList.Service(
+                    name=service.full_name, method_names=[rpc.name for rpc in service.rpcs]
+                )
+                for service in services
+            ]
+        ),
+        replace_dots_in_grpc_service_name=True,
+    )
+    return statistics
+
+
+def _access_log() -> accesslog_pb2.AccessLog:
+    line = struct_pb2.Struct()
+    line.update(
+        {
+            "time": "%START_TIME%",
+            "process": "envoy",
+            "event": "request",
+            "request_id": "%REQ(X-REQUEST-ID)%",
+            "method": "%REQ(:METHOD)%",
+            "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+            "route": "%ROUTE_NAME%",
+            "status": "%RESPONSE_CODE%",
+            "grpc_status": "%GRPC_STATUS%",
+            "details": "%RESPONSE_CODE_DETAILS%",
+            "milliseconds": "%DURATION%",
+            "request_bytes": "%BYTES_RECEIVED%",
+            "response_bytes": "%BYTES_SENT%",
+            "cluster": "%UPSTREAM_CLUSTER%",
+        }
+    )
+    return accesslog_pb2.AccessLog(
+        name="envoy.access_loggers.stderr",
+        typed_config=packed(
+            stream_pb2.StderrAccessLog(
+                log_format=substitution_format_string_pb2.SubstitutionFormatString(json_format=line)
+            )
+        ),
+    )
