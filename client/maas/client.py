@@ -1,0 +1,662 @@
+"""The client of a cluster, for programs. The `maas` command is written with it."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+
+from maas import blobs, tensors
+from maas.calls import Pauses, as_maas_error, guarded, open_channel
+from maas.compression.v1 import compression_job_pb2, compression_service_pb2
+from maas.compression.v1.compression_job_pb2 import CompressionJob, Technique
+from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceStub
+from maas.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    InvalidInputError,
+    MaasError,
+    NotAllowedNowError,
+    NotFoundError,
+    UnavailableError,
+)
+from maas.inference.v1 import inference_service_pb2
+from maas.inference.v1.inference_service_pb2 import Replica
+from maas.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from maas.jobs.v1 import job_state_pb2
+from maas.names import (
+    AliasName,
+    BlobName,
+    DatasetName,
+    DeploymentName,
+    JobName,
+    ModelName,
+    NameInvalid,
+    VersionName,
+    check_id,
+)
+from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
+from maas.references import TargetReference, parse_reference
+from maas.registry.v1 import registry_service_pb2
+from maas.registry.v1.blob_pb2 import File
+from maas.registry.v1.dataset_pb2 import Dataset, DatasetVersion, Split
+from maas.registry.v1.model_pb2 import Alias, Model
+from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from maas.registry.v1.version_pb2 import Version
+from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
+from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, Target
+from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
+from maas.training.v1 import training_service_pb2
+from maas.training.v1.training_job_pb2 import Hyperparameters, TrainingJob
+from maas.training.v1.training_service_pb2_grpc import TrainingServiceStub
+
+if TYPE_CHECKING:
+    import numpy
+
+Job: TypeAlias = TrainingJob | CompressionJob
+Progress: TypeAlias = Callable[[int], None]
+"""Told of the number of bytes that were just moved."""
+
+DEFAULT_ENDPOINT = "127.0.0.1:8080"
+
+FINAL_STATES = frozenset(
+    {job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED}
+)
+
+_INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_WATCH_SECONDS = 300.0
+"""How long one watch stays open before it is opened again."""
+_WATCH_RETRY_SECONDS = 30.0
+_LABELS_TIMEOUT_SECONDS = 2.0
+_LABELS_KEPT_SECONDS = 60.0
+_LABELS_RETRY_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+
+
+class JobFailed(MaasError):
+    """A job that was waited for ended without a result; `code` and `reason` are the job's."""
+
+
+class DeploymentFailed(MaasError):
+    """A deployment that was waited for cannot be loaded; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one text."""
+
+    predicted: int
+    """Index of the most probable class."""
+    label: str
+    """Its name; empty when the model has none, or when the registry could not be asked for it."""
+    probabilities: tuple[float, ...]
+    version: str
+    """The version that answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    names: tuple[str, ...]
+    known_until: float
+
+
+class Client:
+    """A connection to a cluster. Every call has a timeout and raises maas.errors.MaasError; it may be used by threads.
+
+        with Client("127.0.0.1:8080") as client:
+            client.push_dataset("reviews", {"train": "train.parquet", "validation": "v.parquet", "test": "t.parquet"})
+            job = client.wait_for_job(client.train("reviews", "reviews").name)
+            smaller = client.wait_for_job(client.compress(job.result_version, [int8()]).name)
+            client.deploy("reviews", [smaller.result_version])
+            client.wait_until_ready("reviews")
+            print(client.predict("reviews", "A gripping, beautiful film."))
+
+    Resources are the messages of the contract (`maas.registry.v1`, ...). A version is named as people name it:
+    `reviews` (the newest), `reviews@2`, `reviews@production`, or by its whole name. `timeout` is for one call, in
+    seconds; a call that finds the cluster away is sent again for `retry_seconds` if that does no harm.
+    """
+
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 10.0, retry_seconds: float = 5.0) -> None:
+        self.endpoint = endpoint
+        self._raw_channel = open_channel(endpoint)
+        channel = guarded(self._raw_channel, timeout, retry_seconds)
+        self._registry = RegistryServiceStub(channel)
+        self._training = TrainingServiceStub(channel)
+        self._compression = CompressionServiceStub(channel)
+        self._rollout = RolloutServiceStub(channel)
+        self._inference = InferenceServiceStub(channel)
+        self._model_infer = channel.unary_unary(
+            _INFER_METHOD,
+            request_serializer=ModelInferRequest.SerializeToString,
+            response_deserializer=ModelInferResponse.FromString,
+        )
+        self._labels: dict[tuple[str, str], _Labels] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._raw_channel.close()
+
+    # ---- models -------------------------------------------------------------------------------------------------
+
+    def models(self) -> Iterator[Model]:
+        """List all models, by name."""
+        return _pages(self._registry.ListModels, registry_service_pb2.ListModelsRequest(), "models")
+
+    def model(self, model: str) -> Model:
+        """Return one model."""
+        return self._registry.GetModel(registry_service_pb2.GetModelRequest(name=_model_name(model)))
+
+    def versions(self, model: str) -> Iterator[Version]:
+        """List a model's versions, newest first."""
+        request = registry_service_pb2.ListVersionsRequest(parent=_model_name(model))
+        return _pages(self._registry.ListVersions, request, "versions")
+
+    def version(self, reference: str) -> Version:
+        """Return the version that `reviews`, `reviews@2` or `reviews@production` refers to."""
+        name = self._version_name(reference)
+        return self._registry.GetVersion(registry_service_pb2.GetVersionRequest(name=name))
+
+    def aliases(self, model: str) -> Iterator[Alias]:
+        """List a model's aliases, by name."""
+        request = registry_service_pb2.ListAliasesRequest(parent=_model_name(model))
+        return _pages(self._registry.ListAliases, request, "aliases")
+
+    def set_alias(self, reference: str, alias: str) -> Alias:
+        """Point an alias to the version that `reference` refers to."""
+        version = self.version(reference).name
+        name = AliasName(VersionName.parse(version).model_id, _id(alias))
+        return self._registry.SetAlias(registry_service_pb2.SetAliasRequest(name=str(name), version=version))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Remove an alias; the version stays."""
+        name = AliasName(ModelName.parse(_model_name(model)).model_id, _id(alias))
+        self._registry.DeleteAlias(registry_service_pb2.DeleteAliasRequest(name=str(name)))
+
+    def push_package(
+        self, folder: Path, model: str, *, description: str = "", progress: Progress = lambda _: None
+    ) -> Version:
+        """Store a package folder as the next version of a model, which is made if there is none."""
+        paths = package_files(folder)
+        name = _model_name(model)
+        try:
+            self._registry.GetModel(registry_service_pb2.GetModelRequest(name=name))
+        except NotFoundError:
+            self._make_model(name)
+        files = [
+            File(path=path.relative_to(folder).as_posix(), blob=str(self._upload(path, progress))) for path in paths
+        ]
+        return self._registry.CreateVersion(
+            registry_service_pb2.CreateVersionRequest(
+                parent=name, version=Version(files=files, description=description), request_id=_request_id()
+            ),
+        )
+
+    def pull_package(self, reference: str, folder: Path, *, progress: Progress = lambda _: None) -> Version:
+        """Write a version's package into a folder, which must not hold anything yet."""
+        version = self.version(reference)
+        if folder.exists() and any(folder.iterdir()):
+            raise InvalidInputError(f"{folder} is not empty; name a new folder", reason="FOLDER_NOT_EMPTY")
+        for file in version.files:
+            target = folder / file.path
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise InvalidInputError(f"{version.name} has a file outside its folder", reason="PACKAGE_PATH_INVALID")
+            blobs.download_blob(self._raw_channel, BlobName.parse(file.blob), target, progress)
+        return version
+
+    # ---- datasets -----------------------------------------------------------------------------------------------
+
+    def datasets(self) -> Iterator[Dataset]:
+        """List all datasets, by name."""
+        return _pages(self._registry.ListDatasets, registry_service_pb2.ListDatasetsRequest(), "datasets")
+
+    def dataset_versions(self, dataset: str) -> Iterator[DatasetVersion]:
+        """List a dataset's versions, newest first."""
+        request = registry_service_pb2.ListDatasetVersionsRequest(parent=_dataset_name(dataset))
+        return _pages(self._registry.ListDatasetVersions, request, "dataset_versions")
+
+    def push_dataset(
+        self,
+        dataset: str,
+        splits: Mapping[str, Path | str],
+        *,
+        description: str = "",
+        progress: Progress = lambda _: None,
+    ) -> DatasetVersion:
+        """Store Parquet files (`train`, `validation`, `test`) as the next version of a dataset, made if missing."""
+        name = _dataset_name(dataset)
+        described = [(_id(split_id), Path(path), *parquet_shape(Path(path))) for split_id, path in splits.items()]
+        try:
+            self._registry.GetDataset(registry_service_pb2.GetDatasetRequest(name=name))
+        except NotFoundError:
+            self._make_dataset(name, description)
+        stored = [
+            Split(
+                split_id=split_id,
+                file=File(path=f"{split_id}.parquet", blob=str(self._upload(path, progress))),
+                row_count=row_count,
+                columns=columns,
+            )
+            for split_id, path, row_count, columns in described
+        ]
+        return self._registry.CreateDatasetVersion(
+            registry_service_pb2.CreateDatasetVersionRequest(
+                parent=name,
+                dataset_version=DatasetVersion(splits=stored, description=description),
+                request_id=_request_id(),
+            ),
+        )
+
+    # ---- jobs ---------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        model: str,
+        dataset: str,
+        *,
+        architecture: str = "",
+        hyperparameters: Hyperparameters | None = None,
+        request_id: str = "",
+    ) -> TrainingJob:
+        """Start a training job that ends with a new version of `model`; `dataset` is `reviews` or `reviews@2`."""
+        job = TrainingJob(
+            model=_model_name(model),
+            dataset_version=_dataset_reference(dataset),
+            architecture=architecture,
+            hyperparameters=hyperparameters,
+        )
+        return self._training.CreateTrainingJob(
+            training_service_pb2.CreateTrainingJobRequest(training_job=job, request_id=request_id or _request_id())
+        )
+
+    def compress(
+        self, reference: str, recipe: Sequence[Technique], *, dataset: str = "", request_id: str = ""
+    ) -> CompressionJob:
+        """Start a compression job that ends with a child of the version that `reference` refers to."""
+        job = CompressionJob(
+            source_version=self._version_name(reference),
+            recipe=recipe,
+            dataset_version=_dataset_reference(dataset) if dataset else "",
+        )
+        return self._compression.CreateCompressionJob(
+            compression_service_pb2.CreateCompressionJobRequest(
+                compression_job=job, request_id=request_id or _request_id()
+            )
+        )
+
+    def jobs(self) -> Iterator[Job]:
+        """List all jobs, without their log lines: training first, each newest first."""
+        yield from _pages(
+            self._training.ListTrainingJobs, training_service_pb2.ListTrainingJobsRequest(), "training_jobs"
+        )
+        yield from _pages(
+            self._compression.ListCompressionJobs,
+            compression_service_pb2.ListCompressionJobsRequest(),
+            "compression_jobs",
+        )
+
+    def job(self, job: str) -> Job:
+        """Return a job by its name, or by its id alone."""
+        names = [_job_name(job)] if "/" in job else [JobName(kind, _id(job)) for kind in JobName.COLLECTIONS]
+        for name in names:
+            try:
+                return self._get_job(name)
+            except NotFoundError:
+                if name is names[-1]:
+                    raise
+        raise AssertionError("the last name returns or raises")
+
+    def watch_job(self, job: str) -> Iterator[Job]:
+        """Yield the job now and after each change, and end with its final state.
+
+        A watch that breaks is opened again, so that a restart of the cluster goes unnoticed.
+        """
+        name = _job_name(self.job(job).name)
+        pauses: Pauses | None = None
+        while True:
+            try:
+                with closing(self._open_watch(name)) as watch:
+                    for seen in watch:
+                        pauses = None
+                        yield seen
+                        if seen.status.state in FINAL_STATES:
+                            return
+            except DeadlineExceededError:
+                continue
+            except UnavailableError:
+                pauses = pauses or Pauses(_WATCH_RETRY_SECONDS)
+                if not pauses.wait():
+                    raise
+
+    def wait_for_job(self, job: str) -> Job:
+        """Wait until a job has succeeded and return it. Raises JobFailed."""
+        last: Job | None = None
+        for last in self.watch_job(job):  # noqa: B007
+            pass
+        if last is None:
+            raise UnavailableError(f"the watch of {job} ended before it began", code="UNAVAILABLE")
+        raise_unless_succeeded(last)
+        return last
+
+    def cancel_job(self, job: str) -> Job:
+        """Ask a job to stop; returns before it has."""
+        name = str(_job_name(self.job(job).name))
+        if name.startswith("trainingJobs/"):
+            training = training_service_pb2.CancelTrainingJobRequest(name=name)
+            return self._training.CancelTrainingJob(training).training_job
+        compression = compression_service_pb2.CancelCompressionJobRequest(name=name)
+        return self._compression.CancelCompressionJob(compression).compression_job
+
+    # ---- deployments --------------------------------------------------------------------------------------------
+
+    def deployments(self) -> Iterator[Deployment]:
+        """List all deployments, by name."""
+        return _pages(self._rollout.ListDeployments, rollout_service_pb2.ListDeploymentsRequest(), "deployments")
+
+    def deployment(self, deployment: str) -> Deployment:
+        """Return one deployment."""
+        name = _deployment_name(deployment)
+        return self._rollout.GetDeployment(rollout_service_pb2.GetDeploymentRequest(name=name))
+
+    def deploy(
+        self, deployment: str, targets: Sequence[str | TargetReference], *, actor: str = "", reason: str = ""
+    ) -> Deployment:
+        """Let the targets (`reviews@2`, `reviews@2=90`) answer as `deployment`, which is made or changed.
+
+        Returns before they are loaded; see wait_until_ready. Versions that answer now do so until the new ones can.
+        """
+        name = _deployment_name(deployment)
+        wanted = Deployment(name=name, targets=[self._target(target) for target in targets])
+        try:
+            return self._rollout.UpdateDeployment(
+                rollout_service_pb2.UpdateDeploymentRequest(deployment=wanted, actor=actor, reason=reason)
+            )
+        except NotFoundError as error:
+            if error.resource_name not in ("", name):
+                raise
+        return self._rollout.CreateDeployment(
+            rollout_service_pb2.CreateDeploymentRequest(
+                deployment_id=DeploymentName.parse(name).deployment_id, deployment=wanted, actor=actor, reason=reason
+            )
+        )
+
+    def wait_until_ready(self, deployment: str, *, timeout: float = 60.0) -> Deployment:
+        """Wait until all targets are warm. Raises DeploymentFailed, DeadlineExceededError."""
+        end = time.monotonic() + timeout
+        while True:
+            found = self.deployment(deployment)
+            if found.state == deployment_pb2.DEPLOYMENT_STATE_READY:
+                return found
+            if found.state == deployment_pb2.DEPLOYMENT_STATE_FAILED:
+                raise DeploymentFailed(
+                    f"{found.name} cannot be loaded: {found.message}",
+                    code="FAILED_PRECONDITION",
+                    reason="DEPLOYMENT_FAILED",
+                    resource_name=found.name,
+                )
+            if time.monotonic() > end:
+                state = deployment_pb2.DeploymentState.Name(found.state).removeprefix("DEPLOYMENT_STATE_").lower()
+                raise DeadlineExceededError(
+                    f"{found.name} is still {state} after {timeout:g} s{found.message and ': ' + found.message}",
+                    code="DEADLINE_EXCEEDED",
+                    reason="DEPLOYMENT_NOT_READY",
+                    resource_name=found.name,
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def undeploy(self, deployment: str, *, actor: str = "", reason: str = "") -> None:
+        """End a deployment; its record of events stays."""
+        self._rollout.DeleteDeployment(
+            rollout_service_pb2.DeleteDeploymentRequest(name=_deployment_name(deployment), actor=actor, reason=reason)
+        )
+
+    def deployment_events(self, deployment: str) -> Iterator[DeploymentEvent]:
+        """List what changed a deployment's traffic, newest first."""
+        request = rollout_service_pb2.ListDeploymentEventsRequest(parent=_deployment_name(deployment))
+        return _pages(self._rollout.ListDeploymentEvents, request, "deployment_events")
+
+    # ---- inference ----------------------------------------------------------------------------------------------
+
+    @overload
+    def predict(self, deployment: str, text: str, *, version: str = "", timeout: float | None = None) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, deployment: str, text: list[str], *, version: str = "", timeout: float | None = None
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, deployment: str, text: str | list[str], *, version: str = "", timeout: float | None = None
+    ) -> Prediction | list[Prediction]:
+        """Classify one text, or several in one request. `version` pins a version's number."""
+        texts = [text] if isinstance(text, str) else text
+        request = ModelInferRequest(model_name=_deployment_id(deployment), model_version=version)
+        tensors.add_texts(request, "text", texts)
+        response = self._infer(request, timeout)
+        labels = self._labels_of(response.model_name, response.model_version)
+        predictions = [
+            _prediction(tensors.softmax(row), labels, response.model_version)
+            for row in tensors.read_rows_of_numbers(response)
+        ]
+        return predictions[0] if isinstance(text, str) else predictions
+
+    def infer(
+        self, deployment: str, inputs: Mapping[str, Any], *, version: str = "", timeout: float | None = None
+    ) -> "dict[str, numpy.ndarray[Any, Any]]":
+        """Send tensors, as arrays or lists by name, and return the output tensors by name. Needs numpy."""
+        request = ModelInferRequest(model_name=_deployment_id(deployment), model_version=version)
+        tensors.add_arrays(request, inputs)
+        return tensors.read_arrays(self._infer(request, timeout))
+
+    def replica(self) -> Replica:
+        """Return the loaded versions of the inference replica, with what they cost."""
+        return self._inference.GetReplica(inference_service_pb2.GetReplicaRequest())
+
+    # ---- how it is done -----------------------------------------------------------------------------------------
+
+    def _infer(self, request: ModelInferRequest, timeout: float | None) -> ModelInferResponse:
+        response: ModelInferResponse = self._model_infer(request, timeout=timeout)
+        return response
+
+    def _labels_of(self, deployment: str, version: str) -> tuple[str, ...]:
+        """Return class names. Predictions do not depend on it: when rollout or registry are away there are none."""
+        known = self._labels.get((deployment, version))
+        if known is not None and time.monotonic() < known.known_until:
+            return known.names
+        try:
+            name = _deployment_name(deployment)
+            target = self._rollout.GetDeployment(
+                rollout_service_pb2.GetDeploymentRequest(name=name), timeout=_LABELS_TIMEOUT_SECONDS
+            ).targets[0]
+            model = VersionName.parse(target.version).model
+            found = self._registry.GetVersion(
+                registry_service_pb2.GetVersionRequest(name=f"{model}/versions/{version}"),
+                timeout=_LABELS_TIMEOUT_SECONDS,
+            )
+            labels = _Labels(tuple(found.signature.labels), time.monotonic() + _LABELS_KEPT_SECONDS)
+        except MaasError:
+            labels = _Labels(known.names if known else (), time.monotonic() + _LABELS_RETRY_SECONDS)
+        self._labels[deployment, version] = labels
+        return labels.names
+
+    def _version_name(self, reference: str) -> str:
+        """Return the name of the version or alias; for a model that of its newest version."""
+        named = parse_reference(reference)
+        if not isinstance(named, ModelName):
+            return str(named)
+        latest = self.model(str(named)).latest_version
+        if not latest:
+            raise NotFoundError(
+                f"{named} has no version yet; train one, or push a package",
+                code="NOT_FOUND",
+                reason="VERSION_NOT_FOUND",
+                resource_name=str(named),
+            )
+        return latest
+
+    def _target(self, target: str | TargetReference) -> Target:
+        wanted = TargetReference.parse(target) if isinstance(target, str) else target
+        return Target(version=self._version_name(wanted.reference), weight=wanted.weight)
+
+    def _get_job(self, name: JobName) -> Job:
+        if name.collection == "trainingJobs":
+            return self._training.GetTrainingJob(training_service_pb2.GetTrainingJobRequest(name=str(name)))
+        return self._compression.GetCompressionJob(compression_service_pb2.GetCompressionJobRequest(name=str(name)))
+
+    def _open_watch(self, name: JobName) -> Any:
+        """Return a generator of jobs; closing it ends the call."""
+        if name.collection == "trainingJobs":
+            training = training_service_pb2.WatchTrainingJobRequest(name=str(name))
+            return (
+                message.training_job for message in self._training.WatchTrainingJob(training, timeout=_WATCH_SECONDS)
+            )
+        compression = compression_service_pb2.WatchCompressionJobRequest(name=str(name))
+        return (
+            message.compression_job
+            for message in self._compression.WatchCompressionJob(compression, timeout=_WATCH_SECONDS)
+        )
+
+    def _upload(self, path: Path, progress: Progress) -> BlobName:
+        return blobs.upload_blob(self._raw_channel, path, progress)
+
+    def _make_model(self, name: str) -> None:
+        try:
+            self._registry.CreateModel(registry_service_pb2.CreateModelRequest(model_id=ModelName.parse(name).model_id))
+        except AlreadyExistsError:
+            return  # somebody made it in between
+
+    def _make_dataset(self, name: str, description: str) -> None:
+        try:
+            self._registry.CreateDataset(
+                registry_service_pb2.CreateDatasetRequest(
+                    dataset_id=DatasetName.parse(name).dataset_id, dataset=Dataset(description=description)
+                )
+            )
+        except AlreadyExistsError:
+            return  # somebody made it in between
+
+
+def clip() -> Technique:
+    """Keep weights within ±sqrt(6 / fan_in)."""
+    return Technique(clip=compression_job_pb2.Clip())
+
+
+def fixed_point(fractional_bits: int | None = None) -> Technique:
+    """Store weights as integers with `fractional_bits` bits behind the point; 8 when not given."""
+    return Technique(fixed_point=compression_job_pb2.FixedPoint(fractional_bits=fractional_bits))
+
+
+def int8() -> Technique:
+    """Let the engine multiply 8-bit integers."""
+    return Technique(int8=compression_job_pb2.Int8())
+
+
+def raise_unless_succeeded(job: Job) -> None:
+    """Raise JobFailed for a job that ended without a result."""
+    if job.status.state == job_state_pb2.JOB_STATE_SUCCEEDED:
+        return
+    from google.rpc import code_pb2, error_details_pb2
+
+    info = error_details_pb2.ErrorInfo()
+    for detail in job.status.error.details:
+        if detail.Unpack(info):
+            break
+    ended = "was cancelled" if job.status.state == job_state_pb2.JOB_STATE_CANCELLED else "failed"
+    raise JobFailed(
+        f"{job.name} {ended}{': ' if job.status.error.message else ''}{job.status.error.message}",
+        code=code_pb2.Code.Name(job.status.error.code),
+        reason=info.reason,
+        resource_name=job.name,
+    )
+
+
+def package_files(folder: Path) -> list[Path]:
+    """Return the files of a package folder. Raises InvalidInputError if it is none."""
+    if not (folder / "manifest.json").is_file():
+        raise InvalidInputError(
+            f"{folder} is no package: it holds no manifest.json", code="INVALID_ARGUMENT", reason="PACKAGE_INVALID"
+        )
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def parquet_shape(path: Path) -> tuple[int, list[str]]:
+    """Return rows and column names of a Parquet file. Raises InvalidInputError."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise NotAllowedNowError(
+            "reading Parquet files needs pyarrow; install it with: pip install 'maas[data]'", reason="PYARROW_MISSING"
+        ) from error
+    try:
+        metadata = pyarrow.parquet.read_metadata(path)
+        return metadata.num_rows, list(metadata.schema.to_arrow_schema().names)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read as a Parquet file: {error}", code="INVALID_ARGUMENT", reason="PARQUET_INVALID"
+        ) from error
+
+
+def _pages(call: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
+    while True:
+        response = call(request)
+        yield from getattr(response, field)
+        if not response.next_page_token:
+            return
+        request.page_token = response.next_page_token
+
+
+def _prediction(probabilities: tuple[float, ...], labels: tuple[str, ...], version: str) -> Prediction:
+    predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return Prediction(predicted, labels[predicted] if predicted < len(labels) else "", probabilities, version)
+
+
+def _request_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _id(text: str) -> str:
+    try:
+        return check_id(text)
+    except NameInvalid as error:
+        raise as_maas_error(error) from error
+
+
+def _model_name(text: str) -> str:
+    return text if text.startswith("models/") else str(ModelName(_id(text)))
+
+
+def _dataset_name(text: str) -> str:
+    return text if text.startswith("datasets/") else str(DatasetName(_id(text)))
+
+
+def _dataset_reference(text: str) -> str:
+    """`reviews` and `reviews@2` as resource names."""
+    if text.startswith("datasets/"):
+        return text
+    dataset, at, number = text.partition("@")
+    return f"{_dataset_name(dataset)}/versions/{number}" if at else _dataset_name(dataset)
+
+
+def _deployment_name(text: str) -> str:
+    return text if text.startswith("deployments/") else str(DeploymentName(_id(text)))
+
+
+def _deployment_id(text: str) -> str:
+    return text.removeprefix("deployments/")
+
+
+def _job_name(text: str) -> JobName:
+    try:
+        return JobName.parse(text)
+    except NameInvalid as error:
+        raise as_maas_error(error) from error
