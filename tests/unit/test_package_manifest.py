@@ -3,7 +3,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_package.manifest import (
@@ -140,6 +140,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(json.loads(MANIFEST.to_json()))), json_values)
 def test_any_value_in_any_field_is_either_taken_or_refused(name: str, value: Any) -> None:
     try:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_package.text import (
@@ -92,6 +92,7 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
         TextTokenizer.from_file(tmp_path / "tokenizer.json", 8)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_either_encoded_or_refused(text: str) -> None:
     try:
