@@ -90,8 +90,8 @@ class Front:
                 await self._infer_grpc(scope, receive, send)
             else:
                 await self._answer_rest(scope, receive, send)
-        except CallerGone:
-            return
+        except (CallerGone, OSError):
+            return  # ASGI's `send` raises OSError once the caller has hung up
         except Failure as failure:
             await self._refuse(failure, scope, send, is_grpc=is_grpc)
         except Exception:

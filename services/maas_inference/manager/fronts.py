@@ -1,0 +1,112 @@
+"""The manager's side of the link to the fronts: tables go out, reports come in."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from maas_inference.table import FrontReport, ModelTable
+
+logger = logging.getLogger(__name__)
+
+_MAX_LINE_BYTES = 16 << 20
+_encode_table = msgspec.json.Encoder().encode
+_decode_report = msgspec.json.Decoder(FrontReport).decode
+
+
+class _Front:
+    """One connected front."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.report = FrontReport(0)
+        self.table_changed = asyncio.Event()
+
+
+class Fronts(Collector):
+    """All connected fronts. As a collector it shows what they count, each under its number."""
+
+    def __init__(self) -> None:
+        self._table = ModelTable()
+        self._fronts: set[_Front] = set()
+        self._reported = asyncio.Event()
+
+    @property
+    def count(self) -> int:
+        """How many fronts are connected."""
+        return len(self._fronts)
+
+    def publish(self, table: ModelTable) -> None:
+        """Send a table to all fronts, and to those that come later."""
+        self._table = table
+        for front in self._fronts:
+            front.table_changed.set()
+
+    async def until_obeyed(self, revision: int, timeout: float) -> None:
+        """Wait until every front obeys that table or a newer one, at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while any(front.report.revision < revision for front in self._fronts):
+                    self._reported.clear()
+                    await self._reported.wait()
+
+    @asynccontextmanager
+    async def listening(self, path: Path) -> AsyncIterator[None]:
+        """Take connections at `path` while the context is open."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # what a killed manager left
+        server = await asyncio.start_unix_server(self._serve, path, limit=_MAX_LINE_BYTES)
+        try:
+            yield
+        finally:
+            server.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families of all fronts, joined by name."""
+        families: dict[str, Metric] = {}
+        for front in sorted(self._fronts, key=lambda front: front.number):
+            for family in text_string_to_metric_families(front.report.metrics):
+                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                joined.samples += [
+                    Sample(sample.name, {**sample.labels, "front": str(front.number)}, sample.value)
+                    for sample in family.samples
+                ]
+        return families.values()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken = {front.number for front in self._fronts}
+        front = _Front(next(number for number in range(len(taken) + 1) if number not in taken))
+        self._fronts.add(front)
+        logger.info("front connected", extra={"front": front.number})
+        sending = asyncio.ensure_future(self._send_tables(front, writer))
+        try:
+            while (line := await reader.readline()).endswith(b"\n"):
+                front.report = _decode_report(line)
+                self._reported.set()
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            logger.warning("the link to a front broke", extra={"front": front.number, "error": str(error)})
+        finally:
+            sending.cancel()
+            self._fronts.discard(front)
+            self._reported.set()
+            writer.close()
+            logger.info("front gone", extra={"front": front.number})
+
+    async def _send_tables(self, front: _Front, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the reader's side sees the same end
+            while True:
+                front.table_changed.clear()
+                writer.write(_encode_table(self._table) + b"\n")
+                await writer.drain()
+                await front.table_changed.wait()

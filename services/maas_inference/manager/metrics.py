@@ -1,0 +1,37 @@
+"""What the manager knows of its workers, for Prometheus."""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from maas_inference.manager.replica import Replica
+from maas_inference.manager.worker_process import proportional_bytes
+
+
+class WorkerMetrics(Collector):
+    """Measured when somebody looks."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def collect(self) -> Iterable[Metric]:
+        """Return memory, readiness and restarts of each held version."""
+        labels = ("deployment", "version")
+        memory = GaugeMetricFamily(
+            "maas_inference_worker_memory_bytes", "Proportional set size of the engine worker.", labels=labels
+        )
+        ready = GaugeMetricFamily(
+            "maas_inference_version_ready", "Whether the version has a warm worker (1) or not (0).", labels=labels
+        )
+        restarts = CounterMetricFamily(
+            "maas_inference_worker_restarts", "How often the engine worker ended by itself.", labels=labels
+        )
+        for (deployment, version), keeper in sorted(self._replica.keepers.items()):
+            key = (deployment.deployment_id, str(version.number))
+            pid = keeper.keeping.pid
+            memory.add_metric(key, proportional_bytes(pid) if pid else 0)
+            ready.add_metric(key, float(keeper.is_ready))
+            restarts.add_metric(key, keeper.keeping.restart_count)
+        return (memory, ready, restarts)
