@@ -1,0 +1,248 @@
+"""Messages to domain values and back."""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from maas.names import BlobName, DatasetVersionName, JobName, VersionName
+from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2
+from maas_package.manifest import TensorSpec
+from maas_registry.domain.blobs import Blob, BlobState
+from maas_registry.domain.datasets import Dataset, DatasetVersion, Split, SplitDraft
+from maas_registry.domain.models import Alias, Model
+from maas_registry.domain.versions import (
+    CompressionReport,
+    Evaluation,
+    File,
+    Measurement,
+    Provenance,
+    ServableSpec,
+    Signature,
+    Version,
+    VersionDraft,
+)
+
+
+def model_to_proto(model: Model) -> model_pb2.Model:
+    """Return the message."""
+    return model_pb2.Model(
+        name=str(model.name),
+        description=model.description,
+        tags=model.tags,
+        latest_version=_text(model.latest_version),
+        version_count=model.version_count,
+        create_time=_timestamp(model.create_time),
+    )
+
+
+def alias_to_proto(alias: Alias) -> model_pb2.Alias:
+    """Return the message."""
+    return model_pb2.Alias(name=str(alias.name), version=str(alias.version), update_time=_timestamp(alias.update_time))
+
+
+def draft_from_proto(message: version_pb2.Version) -> VersionDraft:
+    """Return what is to be stored. Raises NameInvalid."""
+    return VersionDraft(
+        members=tuple((file.path, BlobName.parse(file.blob)) for file in message.files),
+        provenance=Provenance(
+            parent_version=VersionName.parse(message.parent_version) if message.parent_version else None,
+            description=message.description,
+            source_job=JobName.parse(message.source_job) if message.source_job else None,
+            dataset_version=DatasetVersionName.parse(message.dataset_version) if message.dataset_version else None,
+            recipe=tuple(message.recipe),
+            evaluation=_evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
+            compression_report=_report_from_proto(message.compression_report)
+            if message.HasField("compression_report")
+            else None,
+        ),
+    )
+
+
+def version_to_proto(version: Version) -> version_pb2.Version:
+    """Return the message."""
+    provenance = version.content.provenance
+    return version_pb2.Version(
+        name=str(version.name),
+        files=[_file_to_proto(file) for file in version.content.files],
+        parent_version=_text(provenance.parent_version),
+        description=provenance.description,
+        source_job=_text(provenance.source_job),
+        dataset_version=_text(provenance.dataset_version),
+        recipe=provenance.recipe,
+        evaluation=None if provenance.evaluation is None else _evaluation_to_proto(provenance.evaluation),
+        compression_report=None
+        if provenance.compression_report is None
+        else _report_to_proto(provenance.compression_report),
+        signature=_signature_to_proto(version.content.signature),
+        size_bytes=version.size_bytes,
+        create_time=_timestamp(version.create_time),
+    )
+
+
+def dataset_to_proto(dataset: Dataset) -> dataset_pb2.Dataset:
+    """Return the message."""
+    return dataset_pb2.Dataset(
+        name=str(dataset.name),
+        description=dataset.description,
+        latest_version=_text(dataset.latest_version),
+        create_time=_timestamp(dataset.create_time),
+    )
+
+
+def splits_from_proto(message: dataset_pb2.DatasetVersion) -> list[SplitDraft]:
+    """Return the splits to be stored. Raises NameInvalid."""
+    return [
+        SplitDraft(
+            split.split_id, split.file.path, BlobName.parse(split.file.blob), split.row_count, tuple(split.columns)
+        )
+        for split in message.splits
+    ]
+
+
+def dataset_version_to_proto(version: DatasetVersion) -> dataset_pb2.DatasetVersion:
+    """Return the message."""
+    return dataset_pb2.DatasetVersion(
+        name=str(version.name),
+        splits=[_split_to_proto(split) for split in version.content.splits],
+        description=version.content.description,
+        size_bytes=version.size_bytes,
+        create_time=_timestamp(version.create_time),
+    )
+
+
+def blob_to_proto(blob: Blob) -> blob_pb2.Blob:
+    """Return the message."""
+    return blob_pb2.Blob(
+        name=str(blob.name),
+        size_bytes=blob.stored_bytes if blob.committed else 0,
+        committed=blob.committed,
+        received_bytes=blob.stored_bytes if blob.state is BlobState.RECEIVING else 0,
+    )
+
+
+def _file_to_proto(file: File) -> blob_pb2.File:
+    return blob_pb2.File(path=file.path, blob=str(file.blob), size_bytes=file.size_bytes)
+
+
+def _split_to_proto(split: Split) -> dataset_pb2.Split:
+    return dataset_pb2.Split(
+        split_id=split.split_id,
+        file=_file_to_proto(split.file),
+        row_count=split.row_count,
+        columns=split.columns,
+    )
+
+
+def _signature_to_proto(signature: Signature) -> version_pb2.Signature:
+    return version_pb2.Signature(
+        task=signature.task,
+        architecture=signature.architecture,
+        inputs=[_tensor_spec_to_proto(spec) for spec in signature.inputs],
+        outputs=[_tensor_spec_to_proto(spec) for spec in signature.outputs],
+        labels=signature.labels,
+        text_input=signature.text_input,
+        servables=[_servable_to_proto(servable) for servable in signature.servables],
+    )
+
+
+def _tensor_spec_to_proto(spec: TensorSpec) -> version_pb2.TensorSpec:
+    return version_pb2.TensorSpec(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+
+def _servable_to_proto(servable: ServableSpec) -> version_pb2.ServableSpec:
+    return version_pb2.ServableSpec(
+        engine=servable.engine,
+        precision=servable.precision,
+        path=servable.path,
+        size_bytes=servable.size_bytes,
+    )
+
+
+def _evaluation_from_proto(message: version_pb2.Evaluation) -> Evaluation:
+    return Evaluation(
+        metric=message.metric,
+        value=message.value,
+        low=message.low,
+        high=message.high,
+        row_count=message.row_count,
+        dataset_version=DatasetVersionName.parse(message.dataset_version),
+        split=message.split,
+    )
+
+
+def _evaluation_to_proto(evaluation: Evaluation) -> version_pb2.Evaluation:
+    return version_pb2.Evaluation(
+        metric=evaluation.metric,
+        value=evaluation.value,
+        low=evaluation.low,
+        high=evaluation.high,
+        row_count=evaluation.row_count,
+        dataset_version=str(evaluation.dataset_version),
+        split=evaluation.split,
+    )
+
+
+def _measurement_from_proto(message: version_pb2.Measurement) -> Measurement:
+    return Measurement(
+        servable_bytes=message.servable_bytes,
+        package_bytes=message.package_bytes,
+        parameter_count=message.parameter_count,
+        nonzero_share=message.nonzero_share,
+        latency_p50_ms=message.latency_p50_ms,
+        latency_p99_ms=message.latency_p99_ms,
+        throughput_rows=message.throughput_rows,
+        peak_memory_bytes=message.peak_memory_bytes,
+        engine=message.engine,
+        hardware=message.hardware,
+    )
+
+
+def _measurement_to_proto(measurement: Measurement) -> version_pb2.Measurement:
+    return version_pb2.Measurement(
+        servable_bytes=measurement.servable_bytes,
+        package_bytes=measurement.package_bytes,
+        parameter_count=measurement.parameter_count,
+        nonzero_share=measurement.nonzero_share,
+        latency_p50_ms=measurement.latency_p50_ms,
+        latency_p99_ms=measurement.latency_p99_ms,
+        throughput_rows=measurement.throughput_rows,
+        peak_memory_bytes=measurement.peak_memory_bytes,
+        engine=measurement.engine,
+        hardware=measurement.hardware,
+    )
+
+
+def _report_from_proto(message: version_pb2.CompressionReport) -> CompressionReport:
+    return CompressionReport(
+        before=_measurement_from_proto(message.before),
+        after=_measurement_from_proto(message.after),
+        quality_before=_evaluation_from_proto(message.quality_before),
+        quality_after=_evaluation_from_proto(message.quality_after),
+        agreement=message.agreement,
+        smaller=message.smaller,
+        faster=message.faster,
+        verdict=message.verdict,
+    )
+
+
+def _report_to_proto(report: CompressionReport) -> version_pb2.CompressionReport:
+    return version_pb2.CompressionReport(
+        before=_measurement_to_proto(report.before),
+        after=_measurement_to_proto(report.after),
+        quality_before=_evaluation_to_proto(report.quality_before),
+        quality_after=_evaluation_to_proto(report.quality_after),
+        agreement=report.agreement,
+        smaller=report.smaller,
+        faster=report.faster,
+        verdict=report.verdict,
+    )
+
+
+def _text(name: object | None) -> str:
+    return "" if name is None else str(name)
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

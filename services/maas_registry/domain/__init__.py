@@ -1,0 +1,1 @@
+"""The rules of models, versions, aliases, datasets and blobs."""

@@ -1,0 +1,1 @@
+"""Where models, datasets and blobs are kept."""

@@ -1,0 +1,48 @@
+"""The one place where work on files leaves the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from maas_runtime.storage import translated_disk_errors
+
+ResultT = TypeVar("ResultT")
+
+
+class Disk:
+    """A bounded number of threads that work on the files of one folder."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder = folder
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="disk")
+
+    async def run(self, work: Callable[[], ResultT]) -> ResultT:
+        """Return what `work` returns. Raises StorageFull, StorageReadOnly or StorageFailed.
+
+        A thread cannot be stopped: a caller who is cancelled stays until it has ended, so that whoever comes next finds
+        nobody at work on the same file.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            with translated_disk_errors(self.folder):
+                return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    continue
+            if not future.cancelled():
+                future.exception()  # seen: nobody is left to be told
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._executor.shutdown()
