@@ -9,10 +9,8 @@ from maas_package.package import Package
 from maas_package.tensors import Array
 from maas_runtime.failures import InvalidInput
 
-ONNXRUNTIME = "onnxruntime"
-
 # Engine name in a manifest -> the module that it needs.
-_ENGINE_MODULES = {ONNXRUNTIME: "onnxruntime"}
+_ENGINE_MODULES = {"onnxruntime": "onnxruntime"}
 
 
 class EngineUnknown(InvalidInput):
