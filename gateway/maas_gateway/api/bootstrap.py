@@ -13,9 +13,10 @@ from envoy.extensions.resource_monitors.downstream_connections.v3 import downstr
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import struct_pb2
+from google.protobuf.wrappers_pb2 import BoolValue
 
 from maas_gateway.api.addresses import envoy_address
-from maas_gateway.api.envoy_statistics import COUNTED
+from maas_gateway.api.envoy_statistics import COUNTED, GRPC_TAGS, KNOWN_TAGS
 from maas_gateway.api.packing import packed, seconds
 
 NODE_ID = "gateway"
@@ -42,6 +43,11 @@ def bootstrap_for(settings: BootstrapSettings) -> bootstrap_pb2.Bootstrap:
         ),
         static_resources=bootstrap_pb2.Bootstrap.StaticResources(clusters=[_control_plane(settings.control_plane)]),
         stats_config=stats_pb2.StatsConfig(
+            use_all_default_tags=BoolValue(value=False),
+            stats_tags=[
+                *(stats_pb2.TagSpecifier(tag_name=name) for name in KNOWN_TAGS),
+                *(stats_pb2.TagSpecifier(tag_name=name, regex=regex) for name, regex in GRPC_TAGS.items()),
+            ],
             stats_matcher=stats_pb2.StatsMatcher(
                 inclusion_list=string_pb2.ListStringMatcher(
                     patterns=[string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=COUNTED))]

@@ -76,7 +76,7 @@ ENVOY_STATISTICS = (
     ),
     EnvoyStatistic(
         "envoy_cluster_grpc",
-        _CLUSTER + r"grpc\.[^.]+\.[^.]+\.[0-9]+",
+        _CLUSTER + r"grpc\..+\.[0-9]+",
         "Calls of a gRPC method by its status, a number.",
     ),
     EnvoyStatistic(
@@ -115,6 +115,23 @@ ENVOY_STATISTICS = (
     ),
     EnvoyStatistic("envoy_server_concurrency", r"server\.concurrency", "Worker threads."),
 )
+
+KNOWN_TAGS = (
+    "envoy.cluster_name",
+    "envoy.http_conn_manager_prefix",
+    "envoy.response_code_class",
+    "envoy.virtual_host",
+    "envoy.route",
+)
+"""Parts of names that Envoy knows how to turn into labels."""
+
+GRPC_TAGS = {
+    "grpc_service": r"^cluster\.[^.]+\.grpc\.((.+)\.)[^.]+\.[0-9]+$",
+    "grpc_method": r"^cluster\.[^.]+\.grpc\..+(\.([^.]+))\.[0-9]+$",
+    "grpc_status": r"^cluster\.[^.]+\.grpc\..+(\.([0-9]+))$",
+}
+"""Labels for the counts of gRPC calls: the first group leaves the name, the second is the label's value. Envoy's own
+rule for them takes no dots in a service's name."""
 
 COUNTED = "|".join(statistic.stat for statistic in ENVOY_STATISTICS)
 """Regular expression for Envoy's names of everything that is kept."""

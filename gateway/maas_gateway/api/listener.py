@@ -164,7 +164,6 @@ def _grpc_statistics(services: tuple[Service, ...]) -> Message:
                 for service in services
             ]
         ),
-        replace_dots_in_grpc_service_name=True,
     )
     return statistics
 

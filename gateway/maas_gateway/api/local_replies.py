@@ -28,8 +28,8 @@ class LocalReply:
     """What the caller reads."""
     flags: tuple[str, ...] = ()
     """It is this kind when Envoy has set one of these response flags;"""
-    statuses: tuple[int, int] | None = None
-    """or when Envoy's HTTP status is from the first to the second of these."""
+    statuses: tuple[range, ...] = ()
+    """or when Envoy's HTTP status is in one of these."""
     grpc_code: str = ""
     """The gRPC status for gRPC calls, where it is another one than `code`."""
     explained: bool = False
@@ -50,20 +50,26 @@ LOCAL_REPLIES = (
         504,
         "there was no answer in time",
         flags=("UT", "DT", "SI", "UMSDR"),
+        # A deadline that the caller set sets no flag.
+        statuses=(range(408, 409), range(504, 505)),
     ),
     LocalReply(
         "PATH_UNKNOWN",
         "NOT_FOUND",
         404,
         "nothing is served at this path",
-        statuses=(404, 404),
+        statuses=(range(404, 405),),
         grpc_code="UNIMPLEMENTED",
     ),
-    LocalReply("REQUEST_TOO_LARGE", "RESOURCE_EXHAUSTED", 413, "the request is too large", statuses=(413, 413)),
-    LocalReply("RATE_LIMITED", "RESOURCE_EXHAUSTED", 429, "there were too many requests", statuses=(429, 429)),
-    LocalReply("REQUEST_REFUSED", "INVALID_ARGUMENT", 400, "the request is wrong", statuses=(400, 499), explained=True),
-    LocalReply("FRONT_AWAY", "UNAVAILABLE", 503, "inference is away for the moment; try again", statuses=(503, 503)),
-    LocalReply("GATEWAY_FAILED", "INTERNAL", 500, "the gateway could not answer", statuses=(500, 599)),
+    LocalReply("REQUEST_TOO_LARGE", "RESOURCE_EXHAUSTED", 413, "the request is too large", statuses=(range(413, 414),)),
+    LocalReply("RATE_LIMITED", "RESOURCE_EXHAUSTED", 429, "there were too many requests", statuses=(range(429, 430),)),
+    LocalReply(
+        "REQUEST_REFUSED", "INVALID_ARGUMENT", 400, "the request is wrong", statuses=(range(400, 500),), explained=True
+    ),
+    LocalReply(
+        "FRONT_AWAY", "UNAVAILABLE", 503, "inference is away for the moment; try again", statuses=(range(503, 504),)
+    ),
+    LocalReply("GATEWAY_FAILED", "INTERNAL", 500, "the gateway could not answer", statuses=(range(500, 600),)),
 )
 """Tried in order."""
 
@@ -128,23 +134,30 @@ def _header_filter(matcher: route_components_pb2.HeaderMatcher) -> accesslog_pb2
 
 
 def _condition(reply: LocalReply) -> accesslog_pb2.AccessLogFilter:
+    filters = [_within(statuses) for statuses in reply.statuses]
     if reply.flags:
-        return accesslog_pb2.AccessLogFilter(response_flag_filter=accesslog_pb2.ResponseFlagFilter(flags=reply.flags))
-    return accesslog_pb2.AccessLogFilter(and_filter=accesslog_pb2.AndFilter(filters=list(_within(reply))))
+        flags = accesslog_pb2.ResponseFlagFilter(flags=reply.flags)
+        filters.append(accesslog_pb2.AccessLogFilter(response_flag_filter=flags))
+    if len(filters) == 1:
+        return filters[0]
+    return accesslog_pb2.AccessLogFilter(or_filter=accesslog_pb2.OrFilter(filters=filters))
 
 
-def _within(reply: LocalReply) -> Iterator[accesslog_pb2.AccessLogFilter]:
-    low, high = reply.statuses or (0, 599)
-    for operator, bound in ((accesslog_pb2.ComparisonFilter.GE, low), (accesslog_pb2.ComparisonFilter.LE, high)):
-        yield accesslog_pb2.AccessLogFilter(
+def _within(statuses: range) -> accesslog_pb2.AccessLogFilter:
+    comparison = accesslog_pb2.ComparisonFilter
+    bounds = [
+        accesslog_pb2.AccessLogFilter(
             status_code_filter=accesslog_pb2.StatusCodeFilter(
-                comparison=accesslog_pb2.ComparisonFilter(
+                comparison=comparison(
                     op=operator,
                     # The key only names a runtime override, which nobody sets.
                     value=base_pb2.RuntimeUInt32(default_value=bound, runtime_key="maas.unused"),
                 )
             )
         )
+        for operator, bound in ((comparison.GE, statuses.start), (comparison.LE, statuses.stop - 1))
+    ]
+    return accesslog_pb2.AccessLogFilter(and_filter=accesslog_pb2.AndFilter(filters=bounds))
 
 
 def _header(name: str, value: str) -> base_pb2.HeaderValueOption:
