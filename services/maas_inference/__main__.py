@@ -6,7 +6,6 @@ import grpc
 
 from maas.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
-from maas_inference.front.application import LINK_SOCKET
 from maas_inference.manager.desired import DesiredFile
 from maas_inference.manager.fronts import Fronts
 from maas_inference.manager.metrics import WorkerMetrics
@@ -22,6 +21,7 @@ from maas_inference.servicer import (
     add_oip_servicer,
 )
 from maas_inference.settings import InferenceSettings
+from maas_inference.table import FRONT_SOCKET
 from maas_runtime.channel import open_channel
 from maas_runtime.metrics import process_metrics
 from maas_runtime.server import GrpcService, run_process, serve
@@ -48,7 +48,7 @@ async def main(settings: InferenceSettings) -> None:
         ]
         async with (
             open_channel(settings.rollout_address) as channel,
-            fronts.listening(settings.run_dir / LINK_SOCKET),
+            fronts.listening(settings.run_dir / FRONT_SOCKET),
             asyncio.TaskGroup() as tasks,
         ):
             rollout = RolloutServiceStub(channel)

@@ -7,6 +7,9 @@ may be asked for; when it is gone from it, a front sends nothing new to its work
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+FRONT_SOCKET = "front.sock"
+"""The manager's socket for fronts, in the run folder."""
+
 VersionState: TypeAlias = Literal["loading", "ready", "restarting", "failed"]
 
 

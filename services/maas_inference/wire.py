@@ -4,14 +4,18 @@ A frame is two little-endian 32-bit lengths (header, payload), the header in Mes
 tensors of the header, one after the other, in the Open Inference Protocol's raw form. Nothing is escaped or copied:
 the rows of several callers become one tensor by standing one after the other.
 
-A worker answers each Batch with one Reply, or with one for each run of its requests when they had to be computed
-apart because some of them were refused. docs/decisions/0005-worker-protocol.md says why.
+A worker sends GREETING first: a connection that a dying worker's kernel still took never gets so far, so nothing is
+sent into it. It answers each Batch with one Reply, or, when some requests of it were refused and all had to be
+computed apart, with one for each. docs/decisions/0005-worker-protocol.md says why.
 """
 
 import struct
 from collections.abc import Iterator
 
 import msgspec
+
+GREETING = b"maas-worker/1\n"
+"""The first bytes that a worker sends: what it is, and the version of the protocol."""
 
 MAX_FRAME_BYTES = 1 << 30
 _LENGTHS = struct.Struct("<II")

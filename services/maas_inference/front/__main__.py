@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from maas_inference.front.envoy_filter import envoy_binary, envoy_environment, filter_config
+from maas_inference.front.envoy_filter import envoy_binary, envoy_environment, filter_config, path_guard_config
 from maas_runtime.failures import Failure
+from maas_runtime.server import EXIT_CANNOT_START
 from maas_runtime.settings import Environment
 
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -44,7 +45,7 @@ def bootstrap(settings: FrontSettings) -> dict[str, Any]:
         "stat_prefix": "inference",
         "generate_request_id": True,
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"]}]},
-        "http_filters": [filter_config()],
+        "http_filters": [path_guard_config(), filter_config()],
     }
     listener = {
         "name": "public",
@@ -60,7 +61,8 @@ def main() -> None:
         settings = FrontSettings.read(Environment(os.environ))
         binary, environment = envoy_binary(), envoy_environment(os.environ)
     except Failure as failure:
-        sys.exit(f"maas_inference.front: {failure.message}")
+        print(f"maas_inference.front: {failure.message}", file=sys.stderr)
+        sys.exit(EXIT_CANNOT_START)
     arguments = ["--config-yaml", json.dumps(bootstrap(settings)), "--concurrency", str(settings.concurrency)]
     os.execve(binary, [str(binary), *arguments, "--log-level", "warn", "--use-dynamic-base-id"], environment)
 

@@ -25,7 +25,7 @@ from maas_inference.front.metrics import FrontMetrics
 from maas_inference.front.question import Answer, CallerGone, Question, Receive
 from maas_inference.front.serving import Serving
 from maas_inference.front.version_queue import VersionQueue
-from maas_inference.table import ServedVersion
+from maas_inference.table import FRONT_SOCKET, ServedVersion
 from maas_runtime.failures import Failure, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 """How long a request without a deadline of its own may take."""
-LINK_SOCKET: Final = "front.sock"
 EXTENSIONS: Final = ("binary_tensor_data",)
 
 
@@ -57,7 +56,7 @@ async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
             state["front"] = Front(serving, metrics)
             background = [
                 tasks.create_task(serving.sweep()),
-                tasks.create_task(keep_link(os.path.join(os.environ["MAAS_RUN_DIR"], LINK_SOCKET), serving, registry)),
+                tasks.create_task(keep_link(os.path.join(os.environ["MAAS_RUN_DIR"], FRONT_SOCKET), serving, registry)),
             ]
             await send({"type": "lifespan.startup.complete"})
             await receive()

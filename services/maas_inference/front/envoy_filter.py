@@ -13,6 +13,7 @@ import find_libpython
 from maas_runtime.failures import Unavailable
 
 APPLICATION = "maas_inference.front.application:app"
+_BEYOND_ASCII = r".*(%[89a-fA-F][0-9a-fA-F]|[^\x00-\x7f]).*"
 _SHIM = Path(__file__).parent / "shim"
 
 
@@ -40,6 +41,29 @@ def filter_config() -> dict[str, Any]:
             "filter_config": {
                 "@type": "type.googleapis.com/google.protobuf.StringValue",
                 "value": json.dumps(settings),
+            },
+        },
+    }
+
+
+def path_guard_config() -> dict[str, Any]:
+    """Return the HTTP filter that stands before the front and answers 403 to a path with bytes beyond ASCII.
+
+    pyvoy 1.3.0 never answers a request whose path is not UTF-8 once its escapes are decoded: it would hang until its
+    caller gives up. No path of this server has such bytes.
+    """
+    return {
+        "name": "maas.inference.path_guard",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": {
+                "action": "DENY",
+                "policies": {
+                    "path-beyond-ascii": {
+                        "permissions": [{"url_path": {"path": {"safe_regex": {"regex": _BEYOND_ASCII}}}}],
+                        "principals": [{"any": True}],
+                    }
+                },
             },
         },
     }

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from maas_inference.front.failures import ModelNotNamed, ServedModelNotFound, ServedVersionNotFound, VersionNotReady
@@ -182,36 +182,39 @@ class _Connection:
 
     async def run(self) -> None:
         """Connect, wait for the end of the connection, connect again; until retired and idle."""
-        loop = asyncio.get_running_loop()
         while not (self._retired and (self.queue.is_idle or not self._path)):
             self._changed.clear()
-            path = self._path
-            if not path:
+            if not self._path:
                 await self._changed.wait()
-                continue
-            try:
-                _, link = await loop.create_unix_connection(
-                    lambda: WorkerLink(self.queue.replied, self.queue.disconnected), path
-                )
-            except OSError as error:
-                logger.debug("worker does not listen", extra={"path": path, "error": str(error)})
+            elif (link := await self._connect(self._path)) is None:
                 await asyncio.sleep(_RECONNECT_SECONDS)
-                continue
-            self.queue.connected(link)
-            logger.info("worker connected", extra={"deployment": self.queue.deployment, "path": path})
-            await self._until_lost_or_changed(link)
-            link.close()
-            await link.lost.wait()
+            else:
+                self.queue.connected(link)
+                await self._first_of(link.lost.wait(), self._changed.wait())
+                if self._retired:
+                    await self._first_of(link.lost.wait(), self.queue.until_idle())
+                link.close()
+                await link.lost.wait()
 
-    async def _until_lost_or_changed(self, link: WorkerLink) -> None:
-        lost = asyncio.ensure_future(link.lost.wait())
-        waits: set[asyncio.Future[Any]] = {lost, asyncio.ensure_future(self._changed.wait())}
+    async def _connect(self, path: str) -> WorkerLink | None:
+        """Return the link to a worker that has greeted; None when there is none at the path any more, or not yet."""
+        link = WorkerLink(self.queue.replied, self.queue.disconnected)
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if self._retired:
-                idle = asyncio.ensure_future(self.queue.until_idle())
-                waits.add(idle)
-                await asyncio.wait({lost, idle}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.get_running_loop().create_unix_connection(lambda: link, path)
+        except OSError as error:
+            logger.debug("worker does not listen", extra={"path": path, "error": str(error)})
+            return None
+        await self._first_of(link.greeted.wait(), self._changed.wait())
+        if link.lost.is_set() or not link.greeted.is_set():
+            link.close()
+            return None
+        logger.info("worker connected", extra={"deployment": self.queue.deployment, "path": path})
+        return link
+
+    async def _first_of(self, *waits: Coroutine[Any, Any, Any]) -> None:
+        tasks = {asyncio.ensure_future(wait) for wait in waits}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits:
-                wait.cancel()
+            for task in tasks:
+                task.cancel()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from maas_inference.wire import Batch, FrameMalformed, FrameReader, Reply, decode_reply, frame_head
+from maas_inference.wire import GREETING, Batch, FrameMalformed, FrameReader, Reply, decode_reply, frame_head
 
 
 class BatchSender(Protocol):
@@ -25,6 +25,8 @@ class WorkerLink(asyncio.Protocol):
         self._on_lost = on_lost
         self._frames = FrameReader()
         self._transport: asyncio.WriteTransport | None = None
+        self._greeting: bytes | None = b""
+        self.greeted = asyncio.Event()
         self.lost = asyncio.Event()
 
     def send(self, batch: Batch, parts: Sequence[bytes | memoryview]) -> None:
@@ -44,12 +46,26 @@ class WorkerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand over the replies that are complete."""
         try:
+            if self._greeting is not None:
+                data = self._greet(self._greeting + data)
             for header, payload in self._frames.feed(data):
                 self._on_reply(decode_reply(header), payload)
         except FrameMalformed:
             self.close()
 
+    def _greet(self, received: bytes) -> bytes:
+        """Take the worker's greeting and return what is behind it."""
+        if len(received) < len(GREETING):
+            self._greeting = received
+            return b""
+        if not received.startswith(GREETING):
+            raise FrameMalformed("the other side is no worker of this version")
+        self._greeting = None
+        self.greeted.set()
+        return received[len(GREETING) :]
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the reason changes nothing
         """Tell that nothing more will come."""
         self.lost.set()
+        self.greeted.set()
         self._on_lost(self)

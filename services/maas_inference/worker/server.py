@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from maas_inference.datatypes import BYTES, join_elements, split_elements
-from maas_inference.wire import Batch, FrameReader, Refusal, Reply, TensorHeader, decode_batch, frame_head
+from maas_inference.wire import GREETING, Batch, FrameReader, Refusal, Reply, TensorHeader, decode_batch, frame_head
 from maas_package.tensors import Array, numpy_type
 from maas_runtime.failures import Failure, InvalidInput
 
@@ -70,6 +70,7 @@ class WorkerServer:
         frames = FrameReader()
         try:
             with connection:
+                connection.sendall(GREETING)
                 while received := connection.recv(_RECEIVE_BYTES):
                     for header, payload in frames.feed(received):
                         batch = decode_batch(header)
