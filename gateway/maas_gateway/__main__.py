@@ -98,10 +98,7 @@ def resource_maker(settings: GatewaySettings, topology: Topology) -> Callable[[K
     )
 
     def resources_of(known: KnownDeployments) -> Resources:
-        snapshot = snapshot_for(topology, known.ids)
-        if problems := snapshot.problems():
-            raise AssertionError(f"routes would not work: {'; '.join(problems)}")
-        return resources_for(snapshot, listener)
+        return resources_for(snapshot_for(topology, known.ids).checked(), listener)
 
     return resources_of
 

@@ -567,7 +567,9 @@ async def split() -> AsyncIterator[Split]:
             addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
             await server.start()
             stack.push_async_callback(server.stop, 0)
-        cluster = await stack.enter_async_context(gateway(MAAS_FRONT_ADDRESSES=",".join(addresses)))
+        cluster = await stack.enter_async_context(
+            gateway(MAAS_FRONT_ADDRESSES=",".join(addresses), MAAS_ACCESS_LOG="on")
+        )
         rollout = Rollout()  # type: ignore[abstract]
         await stack.enter_async_context(served(cluster.socket("rollout"), rollout_service(rollout)))
         options = [("grpc.max_send_message_length", -1)]
@@ -582,6 +584,16 @@ async def test_fronts_elsewhere_share_the_requests(split: Split) -> None:
     for _ in range(10):
         assert await split.infer() == " 10"
     assert [front.answered - count for front, count in zip(split.fronts, before, strict=True)] == [5, 5]
+
+
+async def test_the_access_log_is_a_line_of_json_for_each_request(split: Split) -> None:
+    await split.infer(model="logged", path="/predict/logged")
+
+    async def logged() -> bool:
+        lines = [json.loads(line) for line in split.cluster.log("maas_gateway.envoy").splitlines()]
+        return any(line.get("path") == "/predict/logged" and line["status"] == 200 for line in lines)
+
+    await until(logged)
 
 
 async def test_a_message_over_every_buffer_passes(split: Split) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.core.v3 import backoff_pb2, base_pb2, config_source_pb2, grpc_service_pb2, protocol_pb2
+from envoy.config.core.v3 import address_pb2, backoff_pb2, base_pb2, config_source_pb2, grpc_service_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.metrics.v3 import stats_pb2
 from envoy.config.overload.v3 import overload_pb2
@@ -37,7 +37,9 @@ def bootstrap_for(settings: BootstrapSettings) -> bootstrap_pb2.Bootstrap:
     """Return what Envoy is started with."""
     return bootstrap_pb2.Bootstrap(
         node=base_pb2.Node(id=NODE_ID, cluster="maas"),
-        admin=bootstrap_pb2.Admin(address=envoy_address(f"unix:{settings.admin_socket}")),
+        admin=bootstrap_pb2.Admin(
+            address=address_pb2.Address(pipe=address_pb2.Pipe(path=str(settings.admin_socket), mode=0o600))
+        ),
         dynamic_resources=bootstrap_pb2.Bootstrap.DynamicResources(
             ads_config=_ads(), lds_config=_from_ads(), cds_config=_from_ads()
         ),

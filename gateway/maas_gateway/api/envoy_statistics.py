@@ -142,7 +142,7 @@ def readable(page: str) -> str:
     kept = {statistic.name: statistic for statistic in ENVOY_STATISTICS}
     lines: list[str] = []
     family, shown = "", ""
-    for line in page.splitlines():
+    for line in page.split("\n"):
         if line.startswith("# TYPE "):
             _, _, name, kind = line.split(" ", 3)
             family = name if name in kept else ""

@@ -184,13 +184,13 @@ def _forward(cluster: str, policy: CallPolicy) -> route_components_pb2.RouteActi
         idle_timeout=seconds(policy.idle_seconds),
         # A caller's grpc-timeout counts as it is, in place of the route's own.
         max_stream_duration=route_components_pb2.RouteAction.MaxStreamDuration(grpc_timeout_header_max=seconds(0)),
-        retry_policy=_retry(policy.retry),
+        retry_policy=_retry(policy),
     )
 
 
-def _retry(retry: Retry) -> route_components_pb2.RetryPolicy | None:
+def _retry(policy: CallPolicy) -> route_components_pb2.RetryPolicy | None:
     unsent = "connect-failure,refused-stream,reset-before-request"
-    match retry:
+    match policy.retry:
         case Retry.NEVER:
             return None
         case Retry.UNSENT:
@@ -199,8 +199,7 @@ def _retry(retry: Retry) -> route_components_pb2.RetryPolicy | None:
             conditions = f"{unsent},reset,unavailable"
     return route_components_pb2.RetryPolicy(
         retry_on=conditions,
-        # Together about 2 s: longer than a killed process needs to be back, shorter than callers lose patience.
-        num_retries=UInt32Value(value=12),
+        num_retries=UInt32Value(value=policy.retries),
         retry_back_off=route_components_pb2.RetryPolicy.RetryBackOff(
             base_interval=seconds(0.05), max_interval=seconds(0.4)
         ),

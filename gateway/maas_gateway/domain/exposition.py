@@ -48,7 +48,7 @@ def parse(page: str, process: str) -> list[Family]:
     def family(name: str) -> Family:
         return families.setdefault(name, Family(name))
 
-    for number, line in enumerate(page.splitlines(), 1):
+    for number, line in enumerate(page.split("\n"), 1):
         if line.startswith(("# HELP ", "# TYPE ")):
             _, word, name, rest = (*line.split(" ", 3), "")[:4]
             current = family(name)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from maas_gateway.domain.snapshot import (
     CallPolicy,
@@ -27,13 +28,15 @@ _READ = CallPolicy(timeout_seconds=30.0, idle_seconds=60.0, retry=Retry.REPEATAB
 # A job may be silent for an hour; a connection that is really dead is found by keepalive pings.
 _STREAM = CallPolicy(timeout_seconds=None, idle_seconds=3600.0, retry=Retry.UNSENT)
 _READ_STREAM = CallPolicy(timeout_seconds=None, idle_seconds=3600.0, retry=Retry.REPEATABLE)
+# A front that cannot answer will not learn it in two seconds; another front may know.
+_INFER = replace(_READ, retries=3)
 _AT_ONCE = CallPolicy(timeout_seconds=10.0, idle_seconds=10.0, retry=Retry.NEVER)
 
 _INFERENCE = (
-    ("infer", Match(MatchKind.EXACT, INFERENCE_METHOD), _READ),
+    ("infer", Match(MatchKind.EXACT, INFERENCE_METHOD), _INFER),
     ("infer-stream", Match(MatchKind.EXACT, INFERENCE_STREAM), _STREAM),
-    ("rest-inference", Match(MatchKind.PATTERN, "/v2(/.*)?"), _READ),
-    ("predict", Match(MatchKind.PATTERN, "/predict(/.*)?"), _READ),
+    ("rest-inference", Match(MatchKind.PATTERN, "/v2(/.*)?"), _INFER),
+    ("predict", Match(MatchKind.PATTERN, "/predict(/.*)?"), _INFER),
 )
 """What inference fronts answer. Asking a model changes nothing, so a lost answer may be asked for again."""
 
@@ -58,7 +61,7 @@ def snapshot_for(topology: Topology, deployments: Iterable[str]) -> Snapshot:
         # In the embedded front nothing would be decided by a route of one deployment: the front reads the message.
         deployment_routes=()
         if topology.embedded
-        else tuple(DeploymentRoute(deployment, FRONT, _READ) for deployment in sorted(set(deployments))),
+        else tuple(DeploymentRoute(deployment, FRONT, _INFER) for deployment in sorted(set(deployments))),
         deployment_matches=()
         if topology.embedded
         else tuple(match for name, match, _ in _INFERENCE if name != "infer-stream"),

@@ -5,6 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from maas_runtime.failures import InvalidInput
+
+
+class SnapshotInvalid(InvalidInput):
+    """Requests would not get to where they should."""
+
+    reason = "SNAPSHOT_INVALID"
+
 
 class Protocol(Enum):
     """What is spoken to a cluster."""
@@ -61,6 +69,8 @@ class CallPolicy:
     idle_seconds: float
     """How long nothing may be sent in either direction."""
     retry: Retry
+    retries: int = 12
+    """How often at most. Twelve take about two seconds: longer than a killed process needs to be back."""
 
 
 class Stage(Enum):
@@ -121,6 +131,12 @@ class Snapshot:
     deployment_routes: tuple[DeploymentRoute, ...] = ()
     deployment_matches: tuple[Match, ...] = ()
     """The paths for which deployments' routes are looked at."""
+
+    def checked(self) -> "Snapshot":
+        """Return the snapshot. Raises SnapshotInvalid when it has problems."""
+        if problems := self.problems():
+            raise SnapshotInvalid(f"routes would not work: {'; '.join(problems)}")
+        return self
 
     def problems(self) -> tuple[str, ...]:
         """Return what is wrong, a sentence each; a snapshot with problems must not be sent."""
