@@ -12,6 +12,12 @@ from maas_gateway.domain.health import HealthTable, Prober, ServiceUnknown
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _TIMEOUT_SECONDS = 1.0
+# A process that has just come back is not to be called away for long.
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 _WATCH_SECONDS = 1.0
 
 
@@ -23,9 +29,7 @@ class ChannelProber:
 
     async def serving(self, address: str, service: str) -> bool:
         """Return whether the process says so within a second; one that is away does not."""
-        channel = self._channels.setdefault(
-            address, grpc.aio.insecure_channel(address, options=[("grpc.max_reconnect_backoff_ms", 1000)])
-        )
+        channel = self._channels.setdefault(address, grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS))
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=_TIMEOUT_SECONDS, wait_for_ready=True
