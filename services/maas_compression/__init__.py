@@ -1,1 +1,1 @@
-
+"""Compression jobs: smaller children of registered versions, with a measured report."""

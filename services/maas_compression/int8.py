@@ -1,0 +1,54 @@
+"""int8: dynamic quantization of the served form for onnxruntime."""
+
+import logging
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from maas_compression.recipe import Int8
+from maas_package.architectures import load_architecture
+from maas_package.manifest import Servable
+from maas_package.package import Package, write_package
+from maas_package.trainable import ONNX_PATH, TrainableFormMissing, export_onnx, load_module, onnx_difference
+
+
+def apply_int8(source: Package, technique: Int8, folder: Path) -> Package:
+    """Write the package whose served form multiplies 8-bit integers to `folder`, which must be new or empty.
+
+    Weights become signed 8-bit integers a tensor, activations unsigned ones while running; embeddings are stored as
+    8-bit integers. The result has no trainable form. Its largest difference from the source's is recorded, without a
+    tolerance: accuracy and agreement on real data say what it costs. Raises TrainableFormMissing.
+    """
+    del technique  # one kind, no settings
+    manifest = source.manifest
+    if manifest.architecture is None or manifest.text is None:
+        raise TrainableFormMissing("this version has no trainable form; take the version that it was made from")
+    architecture = load_architecture(manifest.architecture.name)
+    config = architecture.parse_config(manifest.architecture.config)
+    module = load_module(source)
+    target = folder.joinpath(*ONNX_PATH.split("/"))
+    target.parent.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        # From the weights, not from the served file: that may hold integers, which cannot be quantized again.
+        exported = Path(scratch, "model.onnx")
+        export_onnx(module, architecture, config, exported)
+        quantize(exported, target)
+    shutil.copyfile(source.path(manifest.text.tokenizer), folder / manifest.text.tokenizer)
+    difference = onnx_difference(module, architecture, config, target)
+    servable = Servable("onnxruntime", "int8", ONNX_PATH, None, difference)
+    return write_package(folder, replace(manifest, architecture=None, weights=None, servables=(servable,), files=()))
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write the dynamically quantized form of an ONNX file."""
+    root = logging.getLogger()
+    level = root.level
+    # onnxruntime advises pre-processing on the root logger; a graph of known shapes gains nothing by it.
+    root.setLevel(logging.ERROR)
+    try:
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
+    finally:
+        root.setLevel(level)
