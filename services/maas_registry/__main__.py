@@ -1,8 +1,11 @@
 """The registry's process."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import grpc
+from prometheus_client import CollectorRegistry
 
 from maas.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
 from maas_registry.api.servicer import RegistryServicer, TransferMetrics
@@ -22,6 +25,13 @@ from maas_runtime.storage import translated_disk_errors
 async def main(settings: Settings) -> None:
     """Serve until asked to stop."""
     metrics = process_metrics()
+    async with open_registry(settings, metrics) as service:
+        await serve(settings.process, [service], metrics)
+
+
+@asynccontextmanager
+async def open_registry(settings: Settings, metrics: CollectorRegistry) -> AsyncIterator[GrpcService]:
+    """Give RegistryService over the folder of the settings; all is closed when the context ends."""
     with translated_disk_errors(settings.folder):
         settings.folder.mkdir(parents=True, exist_ok=True)
     with Disk(settings.folder, settings.disk_threads) as disk:
@@ -39,7 +49,7 @@ async def main(settings: Settings) -> None:
             def add(server: grpc.aio.Server) -> None:
                 add_RegistryServiceServicer_to_server(servicer, server)
 
-            await serve(settings.process, [GrpcService("maas.registry.v1.RegistryService", add)], metrics)
+            yield GrpcService("maas.registry.v1.RegistryService", add)
 
 
 def _now() -> datetime:

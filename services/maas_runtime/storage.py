@@ -36,7 +36,8 @@ def storage_full(folder: Path) -> StorageFull:
 def storage_read_only(folder: Path) -> StorageReadOnly:
     """Return the failure of a folder that cannot be written to."""
     return StorageReadOnly(
-        f"cannot write: make {folder} writable for this process", retry_after_seconds=_RETRY_AFTER_SECONDS
+        f"cannot write: {folder} has to be a folder that this process may write to",
+        retry_after_seconds=_RETRY_AFTER_SECONDS,
     )
 
 
@@ -61,7 +62,7 @@ def _failure_of(error: OSError, folder: Path) -> Failure | None:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return storage_full(folder)
-        case errno.EROFS | errno.EACCES | errno.EPERM:
+        case errno.EROFS | errno.EACCES | errno.EPERM | errno.ENOTDIR | errno.EEXIST:
             return storage_read_only(folder)
         case errno.EIO:
             return storage_failed(folder, "input/output error")
