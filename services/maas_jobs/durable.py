@@ -49,8 +49,8 @@ class Worker(Protocol):
     def begin(self, job_id: str) -> Coroutine[Any, Any, bool]:
         """Get ready; False when there is nothing to do."""
 
-    def run(self, job_id: str, step: str) -> Coroutine[Any, Any, JsonObject]:
-        """Do one step and return what it came to. A value with the key `error` ends the job."""
+    def run(self, job_id: str, step: str, previous: JsonObject) -> Coroutine[Any, Any, JsonObject]:
+        """Do one step and return what it came to, given what the one before did. The key `error` ends the job."""
 
     def finish(self, job_id: str, outcome: JsonObject) -> Coroutine[Any, Any, None]:
         """Record what the last step came to."""
@@ -185,14 +185,14 @@ class DurableJobs:
         if not self._ask(lambda worker: worker.begin(job_id)):
             return outcome
         for step in self._steps:
-            outcome = DBOS.run_step({"name": step}, self._do_step, job_id, step)
+            outcome = DBOS.run_step({"name": step}, self._do_step, job_id, step, outcome)
             if "error" in outcome:
                 break
         self._ask(lambda worker: worker.finish(job_id, outcome))
         return outcome
 
-    def _do_step(self, job_id: str, step: str) -> JsonObject:
-        return self._ask(lambda worker: worker.run(job_id, step))
+    def _do_step(self, job_id: str, step: str, previous: JsonObject) -> JsonObject:
+        return self._ask(lambda worker: worker.run(job_id, step, previous))
 
     def _ask(self, question: Callable[[Worker], Coroutine[Any, Any, T]]) -> T:
         """Have the Worker do something on the event loop, and wait for it here."""

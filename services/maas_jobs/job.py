@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Self, TypeAlias
 
-from maas_runtime.failures import InvalidInput, NotFound, Overloaded
+from maas_runtime.failures import NotFound, Overloaded
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -23,12 +23,6 @@ class JobQueueFull(Overloaded):
     """As many jobs are waiting as may."""
 
     reason = "JOB_QUEUE_FULL"
-
-
-class JobPageTokenInvalid(InvalidInput):
-    """The page token is not from this query."""
-
-    reason = "JOB_PAGE_TOKEN_INVALID"
 
 
 class JobState(Enum):

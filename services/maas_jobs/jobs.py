@@ -1,11 +1,8 @@
 """The jobs of one service: what callers ask of them, and the work on them."""
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import hashlib
-import json
 import logging
 import secrets
 import time
@@ -25,7 +22,6 @@ from maas_jobs.job import (
     Job,
     JobError,
     JobNotFound,
-    JobPageTokenInvalid,
     JobQueueFull,
     JobState,
     JsonObject,
@@ -36,11 +32,11 @@ from maas_jobs.metrics import JobMetrics
 from maas_jobs.reports import Log, Metrics, Progress, Report
 from maas_jobs.step import StepRequest, write_request
 from maas_jobs.supervision import StepFailed, supervise_step
+from maas_runtime.paging import page_size_or_default, page_token, read_page_token
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 100
-DEFAULT_PAGE_SIZE = 100
 MAX_BEGINNINGS = 5
 """How often a process may begin to work on a job; each time but the last it died of it, or with it."""
 
@@ -139,12 +135,13 @@ class Jobs:
         """Return a job with its log lines. Raises JobNotFound."""
         return await self._with_log(self._find(job_id))
 
-    def page(self, page_size: int, page_token: str) -> JobPage:
-        """Return a page of jobs, newest first; 0 stands for DEFAULT_PAGE_SIZE. Raises JobPageTokenInvalid."""
-        end = bisect_left(self._order, _parse_token(page_token)) if page_token else len(self._order)
-        begin = max(0, end - (page_size or DEFAULT_PAGE_SIZE))
+    def page(self, page_size: int, token: str) -> JobPage:
+        """Return a page of jobs, newest first; a size of 0 stands for 100. Raises PageTokenInvalid."""
+        last = read_page_token(self._collection, token, _parse_position)
+        end = len(self._order) if last is None else bisect_left(self._order, last)
+        begin = max(0, end - page_size_or_default(page_size))
         jobs = tuple(replace(self._tracked[job_id].shown, log_lines=()) for _, job_id in self._order[begin:end])
-        return JobPage(jobs[::-1], _make_token(self._order[begin]) if begin else "")
+        return JobPage(jobs[::-1], page_token(self._collection, _position_text(self._order[begin])) if begin else "")
 
     async def watch(self, job_id: str) -> AsyncIterator[Job]:
         """Yield the job now, after each change, and for the last time in its final state. Raises JobNotFound.
@@ -190,14 +187,14 @@ class Jobs:
         logger.info("job begun", extra={"job": self._name(job_id), "attempt": job.attempts})
         return not job.state.is_final
 
-    async def run(self, job_id: str, step: str) -> JsonObject:
+    async def run(self, job_id: str, step: str, previous: JsonObject) -> JsonObject:
         """For the store: do one step. A failure is a value with the key `error`, since exceptions end the workflow."""
         tracked = self._find(job_id)
         if tracked.is_cancelling():
             return _error_outcome(CANCELLED_ERROR)
         tracked.task = asyncio.current_task()
         try:
-            return {"result": await self._run_step(tracked, self._steps[step])}
+            return {"result": await self._run_step(tracked, self._steps[step], previous.get("result", {}))}
         except StepFailed as failure:
             return _error_outcome(failure.error)
         except asyncio.CancelledError:
@@ -225,10 +222,10 @@ class Jobs:
         await asyncio.to_thread(self._files.remove_work, job_id)
         logger.info("job ended", extra={"job": self._name(job_id), "state": tracked.shown.state.value})
 
-    async def _run_step(self, tracked: "_Tracked", step: Step) -> JsonObject:
+    async def _run_step(self, tracked: "_Tracked", step: Step, previous: JsonObject) -> JsonObject:
         job_id = tracked.shown.job_id
         folder = await asyncio.to_thread(self._files.work_folder, job_id)
-        request = StepRequest(folder, self._name(job_id), tracked.shown.spec, self._registry_address)
+        request = StepRequest(folder, self._name(job_id), tracked.shown.spec, previous, self._registry_address)
         await asyncio.to_thread(write_request, request)
         before = _share_before(step, self._steps.values())
         tracked.advance(before, step.name)
@@ -389,15 +386,11 @@ def _share_before(step: Step, steps: Iterable[Step]) -> float:
     raise ValueError(step.name)
 
 
-def _make_token(position: tuple[float, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
+def _position_text(position: tuple[float, str]) -> str:
+    create_time, job_id = position
+    return f"{create_time!r} {job_id}"
 
 
-def _parse_token(token: str) -> tuple[float, str]:
-    try:
-        match json.loads(base64.urlsafe_b64decode(token)):
-            case [float() as create_time, str() as job_id]:
-                return create_time, job_id
-    except (ValueError, binascii.Error):
-        pass
-    raise JobPageTokenInvalid("the page token is not from this query; begin again without one")
+def _parse_position(text: str) -> tuple[float, str]:
+    create_time, job_id = text.split(" ")
+    return float(create_time), job_id

@@ -5,6 +5,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from maas.errors import ERROR_DOMAIN
 from maas.jobs.v1 import job_state_pb2 as messages
+from maas.names import JobName, NameInvalid
 from maas_jobs.job import Job, JobError, JobState
 
 _STATES = {
@@ -32,6 +33,14 @@ def status_to_proto(job: Job) -> messages.JobStatus:
         end_time=None if job.end_time is None else timestamp(job.end_time),
         error=None if job.error is None else _error_to_proto(job.error),
     )
+
+
+def parse_job_id(name: str, collection: str) -> str:
+    """Return the id in a job's name, `{collection}/{id}`. Raises NameInvalid."""
+    job = JobName.parse(name)
+    if job.collection != collection:
+        raise NameInvalid(f"{name!r} is not a name of the form {collection}/{{id}}")
+    return job.job_id
 
 
 def timestamp(seconds: float) -> Timestamp:

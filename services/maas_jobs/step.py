@@ -67,12 +67,19 @@ class StepRequest:
     folder: Path
     job_name: str
     spec: JsonObject
+    previous: JsonObject
+    """What the step before came to; empty for the first."""
     registry_address: str
 
 
 def write_request(request: StepRequest) -> None:
     """Leave a request in its folder, for the process that will do it."""
-    content = {"job_name": request.job_name, "spec": request.spec, "registry_address": request.registry_address}
+    content = {
+        "job_name": request.job_name,
+        "spec": request.spec,
+        "previous": request.previous,
+        "registry_address": request.registry_address,
+    }
     (request.folder / REQUEST_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 

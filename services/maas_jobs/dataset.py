@@ -1,0 +1,47 @@
+"""What a dataset has to have so that a job can work with it, as far as the registry knows."""
+
+from collections.abc import Iterable
+
+from maas.registry.v1 import dataset_pb2
+from maas_runtime.failures import FieldViolation, InvalidInput
+
+TEXT_COLUMN = "text"
+LABEL_COLUMN = "label"
+
+
+class DatasetSplitMissing(InvalidInput):
+    """The dataset lacks a split that the job needs."""
+
+    reason = "DATASET_SPLIT_MISSING"
+
+
+class DatasetColumnMissing(InvalidInput):
+    """A split lacks a column that the job needs."""
+
+    reason = "DATASET_COLUMN_MISSING"
+
+
+def check_splits(dataset: dataset_pb2.DatasetVersion, wanted: Iterable[str]) -> None:
+    """Raise DatasetSplitMissing or DatasetColumnMissing when the dataset cannot serve.
+
+    Columns that the registry was not told of are looked at when the files are read.
+    """
+    splits = {split.split_id: split for split in dataset.splits}
+    for name in wanted:
+        if name not in splits:
+            raise DatasetSplitMissing(
+                f"{dataset.name} has no split {name}; it has: {', '.join(sorted(splits))}",
+                violations=(FieldViolation("dataset_version", f"has no split {name}"),),
+            )
+        if splits[name].columns:
+            check_columns(f"{dataset.name}, split {name},", splits[name].columns)
+
+
+def check_columns(what: str, columns: Iterable[str]) -> None:
+    """Raise DatasetColumnMissing when there are not both columns, `text` and `label`."""
+    missing = [column for column in (TEXT_COLUMN, LABEL_COLUMN) if column not in set(columns)]
+    if missing:
+        raise DatasetColumnMissing(
+            f"{what} has no column {' and no column '.join(missing)}; it has: {', '.join(columns)}",
+            violations=tuple(FieldViolation("dataset_version", f"has no column {column}") for column in missing),
+        )

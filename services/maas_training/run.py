@@ -1,0 +1,130 @@
+"""The step `train`: from the splits in the job's folder to a package in `package/`, evaluated on the split `test`."""
+
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+import torch
+from google.protobuf.json_format import MessageToDict
+
+from maas.registry.v1 import version_pb2
+from maas_engine.predictor import open_predictor
+from maas_engine.quality import evaluate
+from maas_jobs.job import JsonObject
+from maas_jobs.labelled_rows import LabelledRows, check_labels, count_classes, read_labelled_rows
+from maas_jobs.step import Reporter, StepRequest, run_step
+from maas_jobs.transfer import split_path
+from maas_package.architectures import load_architecture
+from maas_package.package import Package
+from maas_package.text import TextTokenizer, build_word_tokenizer
+from maas_package.trainable import package_trained_model
+from maas_training.checkpoint import Checkpoints
+from maas_training.spec import PACKAGE_FOLDER, SPLITS, TrainingSpec
+from maas_training.train import EncodedRows, EpochMoment, train
+
+# Where the parts of this step begin, as shares of it.
+_TRAIN, _EXPORT, _EVALUATE = 0.02, 0.93, 0.97
+
+
+def train_and_package(request: StepRequest, report: Reporter) -> JsonObject:
+    """Train, export, evaluate; the result has the evaluation."""
+    spec = TrainingSpec.from_json(request.spec)
+    # A process that may use two cores of a big machine must not start a thread for each core.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    report.progress(0.0, "read")
+    splits = {name: read_labelled_rows(split_path(request.folder, name)) for name in SPLITS}
+    classes = count_classes(splits["train"])
+    for name in ("validation", "test"):
+        check_labels(splits[name], name, classes)
+    package = _train(spec, splits, classes, request, report)
+    report.progress(_EVALUATE, "evaluate")
+    predictor = open_predictor(package, threads=torch.get_num_threads())
+    quality = evaluate(predictor, splits["test"].texts, splits["test"].labels)
+    predictor.close()
+    report.log(
+        f"{quality.metric} on test: {quality.value:.4f}, between {quality.low:.4f} and {quality.high:.4f} (95 %)"
+    )
+    report.metrics({f"test_{quality.metric}": quality.value})
+    evaluation = version_pb2.Evaluation(
+        metric=quality.metric,
+        value=quality.value,
+        low=quality.low,
+        high=quality.high,
+        row_count=quality.rows,
+        dataset_version=str(spec.dataset_version),
+        split="test",
+    )
+    return {"evaluation": MessageToDict(evaluation, preserving_proto_field_name=True)}
+
+
+def _train(
+    spec: TrainingSpec, splits: dict[str, LabelledRows], classes: int, request: StepRequest, report: Reporter
+) -> Package:
+    architecture = load_architecture(spec.architecture)
+    defaults = architecture.default_config
+    tokenizer = build_word_tokenizer(splits["train"].texts, defaults["vocabulary_size"])
+    config = architecture.parse_config(
+        {
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "classes": classes,
+            "dropout": spec.hyperparameters.dropout,
+        }
+    )
+    torch.manual_seed(spec.hyperparameters.seed)
+    module = architecture.build(config)
+    report.log(
+        f"{spec.architecture}: {sum(parameter.numel() for parameter in module.parameters()):,} weights, "
+        f"{tokenizer.vocabulary_size:,} words, {classes} classes, {torch.get_num_threads()} threads"
+    )
+    encoded = {name: _encode(tokenizer, splits[name]) for name in ("train", "validation")}
+    watcher = _Narrator(spec.hyperparameters.epochs, report)
+    state = train(
+        module,
+        encoded["train"],
+        encoded["validation"],
+        spec.hyperparameters,
+        tokenizer.padding_id,
+        Checkpoints(request.folder / "checkpoints"),
+        watcher,
+    )
+    report.log(f"best epoch: {state.best_epoch}, validation accuracy {state.best_accuracy:.4f}")
+    report.progress(_EXPORT, "export")
+    folder = request.folder / PACKAGE_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    return package_trained_model(
+        folder,
+        architecture=architecture,
+        config=config,
+        module=module,
+        tokenizer=tokenizer,
+        labels=tuple(str(label) for label in range(classes)),
+    )
+
+
+class _Narrator:
+    """Turns a training's moments into progress, metrics and log lines."""
+
+    def __init__(self, epochs: int, report: Reporter) -> None:
+        self._epochs = epochs
+        self._report = report
+
+    def __call__(self, moment: EpochMoment) -> None:
+        metrics = {"epoch": moment.epoch, "loss": moment.loss, "rows_per_second": moment.rows_per_second}
+        if moment.accuracy is not None:
+            self._report.metrics({**metrics, "validation_accuracy": moment.accuracy})
+            self._report.log(
+                f"epoch {moment.epoch} of {self._epochs}: loss {moment.loss:.4f}, validation accuracy "
+                f"{moment.accuracy:.4f}, {moment.rows_per_second:,.0f} rows/s"
+            )
+        done = (moment.epoch - 1 + moment.share) / self._epochs
+        self._report.progress(_TRAIN + (_EXPORT - _TRAIN) * done, "train", metrics)
+
+
+def _encode(tokenizer: TextTokenizer, rows: LabelledRows) -> EncodedRows:
+    tokens: list[Any] = [tokenizer.encode([text])[0] for text in rows.texts]
+    return EncodedRows(tokens, np.array(rows.labels, np.int64))
+
+
+if __name__ == "__main__":
+    run_step(train_and_package)
