@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
 from maas import blobs, tensors
 from maas.calls import Pauses, as_maas_error, guarded, open_channel
 from maas.compression.v1 import compression_job_pb2, compression_service_pb2
@@ -133,6 +136,7 @@ class Client:
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelInferResponse.FromString,
         )
+        self._health = HealthStub(channel).Check
         self._labels: dict[tuple[str, str], _Labels] = {}
 
     def __enter__(self) -> Self:
@@ -461,6 +465,11 @@ class Client:
     def replica(self) -> Replica:
         """Return the loaded versions of the inference replica, with what they cost."""
         return self._inference.GetReplica(inference_service_pb2.GetReplicaRequest())
+
+    def is_serving(self, service: str = "") -> bool:
+        """Return whether a service (`maas.registry.v1.RegistryService`) says that it serves; all of them when empty."""
+        answer = self._health(HealthCheckRequest(service=service))
+        return bool(answer.status == HealthCheckResponse.SERVING)
 
     # ---- how it is done -----------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ _PROCESSES = (
     _Process("envoy", "maas_gateway.envoy", 0),
 )
 PROCESS_NAMES = tuple(process.name for process in _PROCESSES)
+PROCESS_MODULES = tuple(process.module.partition(".")[0] for process in _PROCESSES)
 
 
 def cluster_specs(home: Home, run_dir: Path, port: int, environment: Mapping[str, str]) -> list[ProcessSpec]:
@@ -70,7 +71,7 @@ def cluster_specs(home: Home, run_dir: Path, port: int, environment: Mapping[str
 
 def check_installed() -> None:
     """Raise CannotStart if the processes are not there: the client alone can be installed without them."""
-    missing = [process.module for process in _PROCESSES if importlib.util.find_spec(process.module) is None]
+    missing = [module for module in PROCESS_MODULES if importlib.util.find_spec(module) is None]
     if missing:
         raise CannotStart(f"{', '.join(missing)} cannot be imported; install them with: pip install 'maas[all]'")
 

@@ -1,0 +1,188 @@
+"""`maas train`, `compress` and `jobs`: work that takes a while."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maas.cli.options import Endpoint, Json, connected
+from maas.cli.output import ago_text, last_segment, say, short_version, state_text, write_json, write_table
+from maas.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from maas.client import Client, Job
+    from maas.compression.v1.compression_job_pb2 import Technique
+
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is stored.")]
+
+
+class Method(StrEnum):
+    """The techniques of compression."""
+
+    CLIP = "clip"
+    FIXED_POINT = "fixed_point"
+    INT8 = "int8"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(train)
+    app.command()(compress)
+    group = typer.Typer(help="Training and compression jobs.", no_args_is_help=True)
+    group.command("ls")(ls)
+    group.command("watch")(watch)
+    group.command("cancel")(cancel)
+    app.add_typer(group, name="jobs")
+
+
+def train(
+    dataset: Annotated[str, typer.Option(help="Data to train on: NAME, or NAME@VERSION.")],
+    model: Annotated[str, typer.Option(help="Model that gets the version; it is made if there is none.")],
+    architecture: Annotated[str, typer.Option(help="Default: lstm-text-classifier.")] = "",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: 10.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Step size of Adam.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share dropped. Default: 0.5.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Epochs without a better validation accuracy before it stops. Default: 3."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random numbers. Default: 0.")] = None,
+    no_wait: NoWait = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on a dataset and register the result. Ctrl-C leaves the job running."""
+    with connected(endpoint) as client:
+        from maas.training.v1.training_job_pb2 import Hyperparameters
+
+        hyperparameters = Hyperparameters(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            dropout=dropout,
+            patience=patience,
+            seed=seed,
+        )
+        job = client.train(model, dataset, architecture=architecture, hyperparameters=hyperparameters)
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+def compress(
+    reference: Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="What to make smaller.")],
+    method: Annotated[list[Method], typer.Option("--method", "-m", help="Repeat it for a recipe, in this order.")],
+    fractional_bits: Annotated[
+        int | None,
+        typer.Option(min=1, max=15, help="Of fixed_point: bits behind the point. Default: 8."),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Data to judge the result with. Default: what it was trained on.")] = "",
+    no_wait: NoWait = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Make a smaller or faster child of a version, with a measured report. Ctrl-C leaves the job running."""
+    if fractional_bits is not None and Method.FIXED_POINT not in method:
+        raise InvalidInputError("--fractional-bits belongs to --method fixed_point", reason="RECIPE_INVALID")
+    with connected(endpoint) as client:
+        job = client.compress(reference, [_technique(one, fractional_bits) for one in method], dataset=dataset)
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+def ls(endpoint: Endpoint = None, as_json: Json = False) -> None:
+    """List jobs, newest first."""
+    with connected(endpoint) as client:
+        jobs = sorted(client.jobs(), key=lambda job: job.status.create_time.ToNanoseconds(), reverse=True)
+    if as_json:
+        write_json(jobs)
+        return
+    from maas.jobs.v1.job_state_pb2 import JobState
+
+    write_table(
+        ("JOB", "STATE", ">DONE", "PHASE", "STARTED", "RESULT", "ERROR"),
+        (
+            (
+                job.name,
+                state_text(JobState.Name(job.status.state)),
+                f"{job.status.progress:.0%}",
+                job.status.phase,
+                ago_text(job.status.create_time),
+                short_version(job.result_version),
+                job.status.error.message[:80],
+            )
+            for job in jobs
+        ),
+        empty="no jobs yet; start one with: maas train",
+    )
+
+
+def watch(
+    job: Annotated[str, typer.Argument(help="The job's name, or its id alone.")],
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a job until it ends; fails when the job does."""
+    with connected(endpoint) as client:
+        _follow(client, client.job(job), no_wait=False, as_json=as_json)
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(help="The job's name, or its id alone.")],
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a job to stop."""
+    with connected(endpoint) as client:
+        cancelled = client.cancel_job(job)
+    if as_json:
+        write_json(cancelled)
+        return
+    from maas.jobs.v1.job_state_pb2 import JobState
+
+    say(f"{cancelled.name} is {state_text(JobState.Name(cancelled.status.state))}")
+
+
+def _follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool) -> None:
+    """Show the job until it ends, and its result. Raises JobFailed."""
+    from maas.cli.progress import follow_job
+    from maas.client import raise_unless_succeeded
+
+    if no_wait:
+        if as_json:
+            write_json(job)
+        else:
+            say(f"started {job.name}; watch it: maas jobs watch {last_segment(job.name)}")
+        return
+    say(f"{job.name}")
+    last = follow_job(client, job)
+    if as_json:
+        write_json(last)
+    raise_unless_succeeded(last)
+    if not as_json:
+        _show_result(last)
+
+
+def _show_result(job: "Job") -> None:
+    from maas.cli.model_commands import write_report
+    from maas.training.v1.training_job_pb2 import TrainingJob
+
+    if isinstance(job, TrainingJob):
+        found = job.evaluation
+        say(
+            f"made {short_version(job.result_version)}: {found.metric} {found.value:.3f} "
+            f"[{found.low:.3f}, {found.high:.3f}] on {found.row_count} rows of {found.split}"
+        )
+        return
+    say(f"made {short_version(job.result_version)} from {short_version(job.source_version)}")
+    write_report(job.report)
+
+
+def _technique(method: Method, fractional_bits: int | None) -> "Technique":
+    from maas.client import clip, fixed_point, int8
+
+    match method:
+        case Method.CLIP:
+            return clip()
+        case Method.FIXED_POINT:
+            return fixed_point(fractional_bits)
+        case Method.INT8:
+            return int8()

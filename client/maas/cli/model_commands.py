@@ -1,0 +1,218 @@
+"""`maas models`: what is registered."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maas.cli.options import Endpoint, Json, connected
+from maas.cli.output import (
+    ago_text,
+    bytes_text,
+    console,
+    last_segment,
+    plain,
+    say,
+    short_version,
+    write_json,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from maas.registry.v1.version_pb2 import CompressionReport, Version
+
+Reference = Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="The newest version when only MODEL.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Models, their versions and aliases.", no_args_is_help=True)
+    group.command("ls")(ls)
+    group.command("show")(show)
+    group.command("push")(push)
+    group.command("pull")(pull)
+    group.command("alias")(alias)
+    app.add_typer(group, name="models")
+
+
+def ls(
+    model: Annotated[str | None, typer.Argument(help="List this model's versions.")] = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """List models, or the versions of one."""
+    with connected(endpoint) as client:
+        if model is None:
+            models = list(client.models())
+            versions = []
+        else:
+            models = []
+            versions = list(client.versions(model))
+    if as_json:
+        write_json(models if model is None else versions)
+    elif model is None:
+        write_table(
+            ("MODEL", ">VERSIONS", "NEWEST", "MADE", "DESCRIPTION"),
+            (
+                (
+                    last_segment(one.name),
+                    one.version_count,
+                    short_version(one.latest_version),
+                    ago_text(one.create_time),
+                    one.description[:60],
+                )
+                for one in models
+            ),
+            empty="no models yet; make one with: maas train",
+        )
+    else:
+        write_versions(versions)
+
+
+def show(reference: Reference, endpoint: Endpoint = None, as_json: Json = False) -> None:
+    """Show one version: signature, lineage, quality, and what compression changed."""
+    with connected(endpoint) as client:
+        version = client.version(reference)
+        model = "/".join(version.name.split("/")[:2])
+        aliases = [last_segment(one.name) for one in client.aliases(model) if one.version == version.name]
+    if as_json:
+        write_json(plain(version) | {"aliases": aliases})
+        return
+    facts = {
+        "version": version.name,
+        "aliases": ", ".join(aliases),
+        "made": ago_text(version.create_time),
+        "by": version.source_job,
+        "parent": version.parent_version and short_version(version.parent_version),
+        "recipe": ", ".join(version.recipe),
+        "data": version.dataset_version,
+        "task": version.signature.task,
+        "architecture": version.signature.architecture,
+        "labels": ", ".join(version.signature.labels),
+        "inputs": ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in version.signature.inputs),
+        "text input": version.signature.text_input,
+        "outputs": ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in version.signature.outputs),
+        "size": bytes_text(version.size_bytes),
+        "quality": quality_text(version),
+    }
+    for name, value in facts.items():
+        if value:
+            console().print(f"{name:<13} {value}", markup=False, highlight=False)
+    console().print()
+    write_table(
+        ("SERVABLE", "PRECISION", ">SIZE", "FILE"),
+        ((one.engine, one.precision, bytes_text(one.size_bytes), one.path) for one in version.signature.servables),
+    )
+    if version.HasField("compression_report"):
+        console().print()
+        write_report(version.compression_report)
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="Model; it is made if there is none.")],
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Package folder, with manifest.json.")],
+    description: Annotated[str, typer.Option(help="What is new in it.")] = "",
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Store a package folder as the next version of a model."""
+    from maas.cli.progress import transfer
+    from maas.client import package_files
+
+    total = sum(path.stat().st_size for path in package_files(folder))
+    with connected(endpoint) as client, transfer("storing", total) as moved:
+        version = client.push_package(folder, model, description=description, progress=moved)
+    if as_json:
+        write_json(version)
+    else:
+        say(f"stored {short_version(version.name)}")
+
+
+def pull(
+    reference: Reference,
+    folder: Annotated[Path, typer.Argument(help="New folder for the package.")],
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Write a version's package into a folder."""
+    from maas.cli.progress import transfer
+
+    with connected(endpoint) as client:
+        total = client.version(reference).size_bytes
+        with transfer("fetching", total) as moved:
+            version = client.pull_package(reference, folder, progress=moved)
+    if as_json:
+        write_json({"version": version.name, "folder": str(folder), "size_bytes": version.size_bytes})
+    else:
+        say(f"wrote {short_version(version.name)} to {folder}")
+
+
+def alias(
+    reference: Reference,
+    name: Annotated[str, typer.Argument(help="The alias: production, champion, ...")],
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias; the version stays.")] = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias to a version; it is moved if there is one."""
+    with connected(endpoint) as client:
+        if delete:
+            client.delete_alias(reference.partition("@")[0], name)
+            return
+        made = client.set_alias(reference, name)
+    if as_json:
+        write_json(made)
+    else:
+        say(f"{name} is {short_version(made.version)}")
+
+
+def quality_text(version: "Version") -> str:
+    """Return a version's quality with its interval, or nothing."""
+    if not version.HasField("evaluation"):
+        return ""
+    found = version.evaluation
+    interval = f"[{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.metric} {found.value:.3f} {interval} on {found.row_count} rows of {found.split}"
+
+
+def write_versions(versions: "list[Version]") -> None:
+    """Write versions as a table."""
+    write_table(
+        ("VERSION", "MADE", ">SIZE", "RECIPE", "PARENT", ">QUALITY", "VERDICT"),
+        (
+            (
+                short_version(one.name),
+                ago_text(one.create_time),
+                bytes_text(one.size_bytes),
+                ", ".join(one.recipe),
+                short_version(one.parent_version),
+                f"{one.evaluation.value:.3f}" if one.HasField("evaluation") else "",
+                one.compression_report.verdict[:80],
+            )
+            for one in versions
+        ),
+        empty="no versions yet; make one with: maas train",
+    )
+
+
+def write_report(report: "CompressionReport") -> None:
+    """Write what compression changed."""
+    before, after = report.before, report.after
+    old, new = report.quality_before, report.quality_after
+    rows = (
+        (
+            old.metric,
+            f"{old.value:.3f} [{old.low:.3f}, {old.high:.3f}]",
+            f"{new.value:.3f} [{new.low:.3f}, {new.high:.3f}]",
+        ),
+        ("served file", bytes_text(before.servable_bytes), bytes_text(after.servable_bytes)),
+        ("package", bytes_text(before.package_bytes), bytes_text(after.package_bytes)),
+        ("p50 of one row", f"{before.latency_p50_ms:.2f} ms", f"{after.latency_p50_ms:.2f} ms"),
+        ("p99 of one row", f"{before.latency_p99_ms:.2f} ms", f"{after.latency_p99_ms:.2f} ms"),
+        ("rows a second", f"{before.throughput_rows:,.0f}", f"{after.throughput_rows:,.0f}"),
+        ("peak memory", bytes_text(before.peak_memory_bytes), bytes_text(after.peak_memory_bytes)),
+        ("non-zero share", f"{before.nonzero_share:.3f}", f"{after.nonzero_share:.3f}"),
+        ("agreement", "", f"{report.agreement:.3f}"),
+    )
+    write_table(("", ">BEFORE", ">AFTER"), rows)
+    console().print(report.verdict, markup=False, highlight=False)

@@ -1,0 +1,69 @@
+"""The options that commands share, and the connection that they lead to."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maas.cli.errors import explained
+from maas.errors import MaasError
+
+if TYPE_CHECKING:
+    from maas.client import Client
+
+DEFAULT_HOME = Path("~/.maas")
+DEFAULT_PORT = 8080
+
+_RETRY_SECONDS = 2.0
+"""A person rather hears soon that nothing answers than waits for it."""
+
+Home = Annotated[
+    Path, typer.Option("--home", envvar="MAAS_HOME", help="Folder of the cluster on this machine.", show_default=True)
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        envvar="MAAS_ENDPOINT",
+        help="Where the cluster answers, HOST:PORT. Default: the one of this machine, else 127.0.0.1:8080.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, and nothing else.")]
+
+
+def endpoint_or_default(endpoint: str | None) -> str:
+    """Return the endpoint that was asked for, else that of the cluster on this machine, else the usual one."""
+    if endpoint:
+        return endpoint
+    from maas.supervisor.home import Home, running_state
+
+    state = running_state(Home(Path(os.environ.get("MAAS_HOME", DEFAULT_HOME)).expanduser()))
+    return state.endpoint if state else f"127.0.0.1:{DEFAULT_PORT}"
+
+
+@contextmanager
+def connected(endpoint: str | None) -> Iterator["Client"]:
+    """Give a client, and say plainly when nobody is there. Raises MaasError."""
+    from maas.client import Client
+
+    address = endpoint_or_default(endpoint)
+    try:
+        with Client(address, retry_seconds=_RETRY_SECONDS) as client:
+            yield client
+    except MaasError as error:
+        raise explained(error, address) from error
+
+
+def who_asks() -> str:
+    """Return user and host, for the record of what changed traffic."""
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a user database
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"[:255]
