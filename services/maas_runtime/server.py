@@ -92,9 +92,11 @@ async def serve(
     services: Sequence[GrpcService],
     metrics: CollectorRegistry,
     more_metrics: Callable[[], str] = lambda: "",
+    on_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let running calls end for at most `drain_seconds`.
 
+    `on_stop` is called before that: it ends the calls that would never end by themselves, such as watches.
     Raises ListenFailed when the address is taken or cannot be made.
     """
     server, health_servicer = build_server(services, metrics)
@@ -109,6 +111,7 @@ async def serve(
             await stop.wait()
         finally:
             await health_servicer.enter_graceful_shutdown()
+            on_stop()
             await server.stop(settings.drain_seconds)
             logger.info("stopped")
 

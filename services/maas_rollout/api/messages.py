@@ -1,0 +1,119 @@
+"""Messages to domain values and back."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from maas.names import DeploymentName, VersionName, parse_version_or_alias
+from maas.rollout.v1 import deployment_pb2
+from maas.rollout.v1 import rollout_service_pb2 as messages
+from maas_rollout.domain.deployments import DeploymentState, Event, Target, WantedTarget
+from maas_rollout.domain.feed import Changes
+from maas_rollout.domain.replicas import TargetState, TargetStatus
+from maas_rollout.domain.rollout import LiveDeployment
+from maas_runtime.failures import FieldViolation, InvalidInput
+
+_DEPLOYMENT_STATES = {
+    DeploymentState.PENDING: deployment_pb2.DEPLOYMENT_STATE_PENDING,
+    DeploymentState.LOADING: deployment_pb2.DEPLOYMENT_STATE_LOADING,
+    DeploymentState.READY: deployment_pb2.DEPLOYMENT_STATE_READY,
+    DeploymentState.FAILED: deployment_pb2.DEPLOYMENT_STATE_FAILED,
+}
+_TARGET_STATES = {
+    TargetState.LOADING: deployment_pb2.TARGET_STATE_LOADING,
+    TargetState.READY: deployment_pb2.TARGET_STATE_READY,
+    TargetState.RESTARTING: deployment_pb2.TARGET_STATE_RESTARTING,
+    TargetState.FAILED: deployment_pb2.TARGET_STATE_FAILED,
+}
+_TARGET_STATES_BACK = {wire: state for state, wire in _TARGET_STATES.items()}
+
+
+class TargetStateMissing(InvalidInput):
+    """A report does not say the state of a version."""
+
+    reason = "TARGET_STATE_MISSING"
+
+
+def wanted_from_proto(targets: Iterable[deployment_pb2.Target]) -> list[WantedTarget]:
+    """Return the targets that are asked for. Raises NameInvalid."""
+    return [WantedTarget(parse_version_or_alias(target.version), target.weight) for target in targets]
+
+
+def deployment_to_proto(live: LiveDeployment, *, with_statuses: bool = True) -> deployment_pb2.Deployment:
+    """Return the message."""
+    return deployment_pb2.Deployment(
+        name=str(live.deployment.name),
+        targets=_targets_to_proto(live.deployment.targets),
+        state=_DEPLOYMENT_STATES[live.standing.state],
+        message=live.standing.message,
+        statuses=[_status_to_proto(status) for status in live.statuses] if with_statuses else None,
+        etag=live.deployment.etag,
+        create_time=_timestamp(live.deployment.create_time),
+        update_time=_timestamp(live.deployment.update_time),
+    )
+
+
+def event_to_proto(event: Event) -> deployment_pb2.DeploymentEvent:
+    """Return the message."""
+    return deployment_pb2.DeploymentEvent(
+        deployment=str(event.deployment),
+        time=_timestamp(event.time),
+        action=event.action.value,
+        targets_before=_targets_to_proto(event.targets_before),
+        targets_after=_targets_to_proto(event.targets_after),
+        actor=event.actor,
+        reason=event.reason,
+    )
+
+
+def changes_to_proto(changes: Changes, deployments: Iterable[LiveDeployment]) -> messages.WatchDeploymentsResponse:
+    """Return the message; `deployments` are those of the changes, with where they are now."""
+    return messages.WatchDeploymentsResponse(
+        snapshot=changes.snapshot,
+        deployments=[deployment_to_proto(live, with_statuses=False) for live in deployments],
+        deleted=[str(name) for name in changes.deleted],
+        resume_token=str(changes.point),
+    )
+
+
+def report_from_proto(
+    request: messages.ReportReplicaRequest,
+) -> dict[DeploymentName, tuple[TargetStatus, ...]]:
+    """Return what the replica says of each deployment. Raises NameInvalid or TargetStateMissing."""
+    said: dict[DeploymentName, tuple[TargetStatus, ...]] = {}
+    for report in request.deployments:
+        name = DeploymentName.parse(report.deployment)
+        said[name] = said.get(name, ()) + tuple(
+            [_status_from_proto(request.replica, status) for status in report.statuses]
+        )
+    return said
+
+
+def _targets_to_proto(targets: Sequence[Target]) -> list[deployment_pb2.Target]:
+    return [deployment_pb2.Target(version=str(target.version), weight=target.weight) for target in targets]
+
+
+def _status_to_proto(status: TargetStatus) -> deployment_pb2.TargetStatus:
+    return deployment_pb2.TargetStatus(
+        replica=status.replica,
+        version=str(status.version),
+        state=_TARGET_STATES[status.state],
+        message=status.message,
+    )
+
+
+def _status_from_proto(replica: str, message: deployment_pb2.TargetStatus) -> TargetStatus:
+    state = _TARGET_STATES_BACK.get(message.state)
+    if state is None:
+        raise TargetStateMissing(
+            f"the state of {message.version} is not stated",
+            violations=(FieldViolation("deployments.statuses.state", "has to be stated"),),
+        )
+    return TargetStatus(replica, VersionName.parse(message.version), state, message.message)
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

@@ -1,0 +1,1 @@
+"""The rules of deployments, and what replicas say of them."""

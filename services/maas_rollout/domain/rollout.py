@@ -1,0 +1,226 @@
+"""The rules of deployments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+from maas.names import AliasName, DeploymentName, VersionName
+from maas_rollout.domain.deployments import (
+    PENDING,
+    Action,
+    Deployment,
+    DeploymentState,
+    Event,
+    Standing,
+    Target,
+    WantedTarget,
+    check_targets,
+    check_wanted,
+)
+from maas_rollout.domain.feed import Feed
+from maas_rollout.domain.replicas import Replicas, TargetStatus
+from maas_runtime.failures import AlreadyExists, Conflict, NotFound
+
+_ATTEMPTS = 10
+
+Clock: TypeAlias = Callable[[], datetime]
+
+
+class DeploymentNotFound(NotFound):
+    """There is no such deployment."""
+
+    reason = "DEPLOYMENT_NOT_FOUND"
+
+
+class DeploymentExists(AlreadyExists):
+    """There is a deployment of that name."""
+
+    reason = "DEPLOYMENT_EXISTS"
+
+
+class EtagMismatch(Conflict):
+    """Somebody else changed the deployment since it was read."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class DeploymentStore(Protocol):
+    """Where deployments are kept. Each method is one transaction; what it returned is on disk, its event too."""
+
+    async def create(self, deployment: Deployment, event: Event) -> Deployment | None:
+        """Store a deployment and return it with its revision; None, and nothing stored, when the name is taken."""
+        ...
+
+    async def get(self, name: DeploymentName) -> Deployment | None:
+        """Return the deployment; None when there is none."""
+        ...
+
+    async def list(self, after: DeploymentName | None, limit: int) -> Sequence[Deployment]:
+        """Return the first deployments behind `after`, ordered by name."""
+        ...
+
+    async def update(self, deployment: Deployment, event: Event) -> Deployment | None:
+        """Store a deployment in place of the one of its revision, and return it with its new one.
+
+        None, and nothing stored, when that is not the present revision.
+        """
+        ...
+
+    async def delete(self, deployment: Deployment, event: Event) -> bool:
+        """Remove the deployment; False, and nothing removed, when its revision is not the present one."""
+        ...
+
+    async def list_events(self, name: DeploymentName, before: int | None, limit: int) -> Sequence[Event]:
+        """Return the newest events with a number below `before`, newest first."""
+        ...
+
+    async def set_standing(self, deployment: Deployment, standing: Standing) -> None:
+        """Note where a deployment is; nothing when its revision is not the present one. Not a change of it."""
+        ...
+
+
+class VersionSource(Protocol):
+    """Who knows versions and aliases: the registry."""
+
+    async def resolve(self, name: VersionName | AliasName) -> VersionName:
+        """Return the version that is named. Raises the registry's NotFound."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who asks for a change, and why; both as the caller says."""
+
+    actor: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveDeployment:
+    """A deployment, where it is now, and what each replica says of each version."""
+
+    deployment: Deployment
+    standing: Standing
+    statuses: Sequence[TargetStatus]
+
+
+class Rollout:
+    """Changes deployments, and says where they are."""
+
+    def __init__(
+        self, store: DeploymentStore, versions: VersionSource, replicas: Replicas, feed: Feed, clock: Clock
+    ) -> None:
+        self._store = store
+        self._versions = versions
+        self._replicas = replicas
+        self._feed = feed
+        self._clock = clock
+
+    async def create(self, name: DeploymentName, wanted: Sequence[WantedTarget], author: Author) -> LiveDeployment:
+        """Store a deployment. Raises DeploymentExists, TargetsInvalid, or the registry's NotFound."""
+        targets = await self._resolve(wanted)
+        now = self._clock()
+        try:
+            created = await self._store.create(
+                Deployment(name, targets, PENDING, create_time=now, update_time=now),
+                Event(name, now, Action.CREATED, (), targets, author.actor, author.reason),
+            )
+        finally:
+            self._feed.wake()
+        if created is None:
+            raise DeploymentExists(f"{name} is there already: update it", name=str(name))
+        return self.live(created)
+
+    async def get(self, name: DeploymentName) -> LiveDeployment:
+        """Return the deployment. Raises DeploymentNotFound."""
+        return self.live(await self._get(name))
+
+    async def list(self, after: DeploymentName | None, limit: int) -> Sequence[LiveDeployment]:
+        """Return the first deployments behind `after`, ordered by name."""
+        return [self.live(deployment) for deployment in await self._store.list(after, limit)]
+
+    async def update(
+        self, name: DeploymentName, wanted: Sequence[WantedTarget], etag: str, author: Author
+    ) -> LiveDeployment:
+        """Change the targets. The targets it has already are no change, and leave no event.
+
+        Raises DeploymentNotFound, EtagMismatch, TargetsInvalid, or the registry's NotFound.
+        """
+        await self._get(name)
+        targets = await self._resolve(wanted)
+        for _ in range(_ATTEMPTS):
+            present = await self._get(name)
+            if etag and etag != present.etag:
+                raise _mismatch(name)
+            if present.targets == targets:
+                return self.live(present)
+            try:
+                updated = await self._store.update(
+                    self._with_targets(present, targets), self._event(present, Action.UPDATED, targets, author)
+                )
+            finally:
+                self._feed.wake()
+            if updated is not None:
+                return self.live(updated)
+        raise _mismatch(name)
+
+    async def delete(self, name: DeploymentName, author: Author) -> None:
+        """End a deployment; its events stay. Raises DeploymentNotFound."""
+        for _ in range(_ATTEMPTS):
+            present = await self._get(name)
+            try:
+                deleted = await self._store.delete(present, self._event(present, Action.DELETED, (), author))
+            finally:
+                self._feed.wake()
+            if deleted:
+                self._replicas.forget(name)
+                return
+        raise _mismatch(name)
+
+    async def list_events(self, name: DeploymentName, before: int | None, limit: int) -> Sequence[Event]:
+        """Return the newest events with a number below `before`, newest first; also of a deployment that ended."""
+        return await self._store.list_events(name, before, limit)
+
+    async def report(self, replica: str, statuses: Mapping[DeploymentName, tuple[TargetStatus, ...]]) -> None:
+        """Take what a replica says, and note where its deployments are now. Raises TooManyReplicas."""
+        for name in self._replicas.report(replica, statuses):
+            deployment = await self._store.get(name)
+            if deployment is not None:
+                standing = self.live(deployment).standing
+                if standing != deployment.standing:
+                    await self._store.set_standing(deployment, standing)
+
+    def live(self, deployment: Deployment) -> LiveDeployment:
+        """Return the deployment with where it is now."""
+        return LiveDeployment(
+            deployment,
+            self._replicas.standing(deployment.name, deployment.targets, deployment.standing),
+            self._replicas.statuses(deployment.name),
+        )
+
+    async def _get(self, name: DeploymentName) -> Deployment:
+        deployment = await self._store.get(name)
+        if deployment is None:
+            raise DeploymentNotFound(f"there is no {name}: `maas status` shows those there are", name=str(name))
+        return deployment
+
+    async def _resolve(self, wanted: Sequence[WantedTarget]) -> tuple[Target, ...]:
+        check_wanted(wanted)
+        targets = tuple([Target(await self._versions.resolve(target.name), target.weight) for target in wanted])
+        check_targets(targets)
+        return targets
+
+    def _with_targets(self, present: Deployment, targets: tuple[Target, ...]) -> Deployment:
+        before = present.standing
+        if before.state is not DeploymentState.PENDING:
+            before = Standing(DeploymentState.LOADING, "the new versions are being loaded")
+        standing = self._replicas.standing(present.name, targets, before)
+        return replace(present, targets=targets, standing=standing, update_time=self._clock())
+
+    def _event(self, present: Deployment, action: Action, targets: tuple[Target, ...], author: Author) -> Event:
+        return Event(present.name, self._clock(), action, present.targets, targets, author.actor, author.reason)
+
+
+def _mismatch(name: DeploymentName) -> EtagMismatch:
+    return EtagMismatch(f"{name} was changed by somebody else: read it again, then change it")

@@ -1,0 +1,272 @@
+"""Deployments and their events in SQLite."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    delete,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from maas.names import DeploymentName, VersionName
+from maas_rollout.domain.deployments import Action, Deployment, DeploymentState, Event, Standing, Target
+from maas_rollout.domain.feed import Changes, ResumePoint
+from maas_runtime.sqlite import Database, UtcTime
+
+SCHEMA_VERSION = 1
+KEPT_REVISIONS = 10_000
+
+metadata = MetaData()
+
+# One row: which store this is, and how many changes it has seen.
+_history = Table(
+    "history",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("store", String, nullable=False),
+    Column("revision", Integer, nullable=False),
+)
+
+_deployments = Table(
+    "deployments",
+    metadata,
+    Column("deployment_id", String, primary_key=True),
+    Column("targets", JSON, nullable=False),
+    Column("state", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("update_time", UtcTime, nullable=False),
+    Column("revision", Integer, nullable=False, index=True),
+)
+
+# What ended lately, so that a watcher who was away hears of it.
+_tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("deployment_id", String, primary_key=True),
+    Column("revision", Integer, nullable=False, index=True),
+)
+
+_events = Table(
+    "events",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("deployment_id", String, nullable=False),
+    Column("time", UtcTime, nullable=False),
+    Column("action", String, nullable=False),
+    Column("targets_before", JSON, nullable=False),
+    Column("targets_after", JSON, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Index("events_of_deployment", "deployment_id", "number"),
+    sqlite_autoincrement=True,
+)
+
+
+class SqliteDeploymentStore:
+    """DeploymentStore and ChangeStore in SQLite. Deletions are remembered for `kept_revisions` changes."""
+
+    def __init__(self, database: Database, kept_revisions: int = KEPT_REVISIONS) -> None:
+        self._database = database
+        self._kept_revisions = kept_revisions
+
+    async def prepare(self, identity: str) -> None:
+        """Give a new store its identity; an old one keeps the one that it has."""
+        async with self._database.writing() as connection:
+            await connection.execute(upsert(_history).values(id=1, store=identity, revision=0).on_conflict_do_nothing())
+
+    async def create(self, deployment: Deployment, event: Event) -> Deployment | None:
+        """Store a deployment; None when the name is taken."""
+        deployment_id = deployment.name.deployment_id
+        async with self._database.writing() as connection:
+            if await _row(connection, deployment.name) is not None:
+                return None
+            created = replace(deployment, revision=await _next_revision(connection))
+            await connection.execute(
+                insert(_deployments).values(
+                    deployment_id=deployment_id, create_time=created.create_time, **_changing(created)
+                )
+            )
+            await connection.execute(delete(_tombstones).where(_tombstones.c.deployment_id == deployment_id))
+            await _record(connection, event)
+        return created
+
+    async def get(self, name: DeploymentName) -> Deployment | None:
+        """Return the deployment."""
+        async with self._database.reading() as connection:
+            return _deployment(row) if (row := await _row(connection, name)) else None
+
+    async def list(self, after: DeploymentName | None, limit: int) -> Sequence[Deployment]:
+        """Return a page of deployments."""
+        query = select(_deployments).order_by(_deployments.c.deployment_id).limit(limit)
+        if after is not None:
+            query = query.where(_deployments.c.deployment_id > after.deployment_id)
+        async with self._database.reading() as connection:
+            return [_deployment(row) for row in await connection.execute(query)]
+
+    async def update(self, deployment: Deployment, event: Event) -> Deployment | None:
+        """Store a deployment in place of the one of its revision; None when that is not the present one."""
+        async with self._database.writing() as connection:
+            row = await _row(connection, deployment.name)
+            if row is None or row.revision != deployment.revision:
+                return None
+            updated = replace(deployment, revision=await _next_revision(connection))
+            await connection.execute(
+                update(_deployments)
+                .where(_deployments.c.deployment_id == deployment.name.deployment_id)
+                .values(**_changing(updated))
+            )
+            await _record(connection, event)
+        return updated
+
+    async def delete(self, deployment: Deployment, event: Event) -> bool:
+        """Remove the deployment; False when its revision is not the present one."""
+        deployment_id = deployment.name.deployment_id
+        async with self._database.writing() as connection:
+            removed = await connection.execute(
+                delete(_deployments).where(
+                    _deployments.c.deployment_id == deployment_id, _deployments.c.revision == deployment.revision
+                )
+            )
+            if removed.rowcount == 0:
+                return False
+            revision = await _next_revision(connection)
+            await connection.execute(insert(_tombstones).values(deployment_id=deployment_id, revision=revision))
+            await connection.execute(delete(_tombstones).where(_tombstones.c.revision <= self._horizon(revision)))
+            await _record(connection, event)
+        return True
+
+    async def list_events(self, name: DeploymentName, before: int | None, limit: int) -> Sequence[Event]:
+        """Return a page of events, newest first."""
+        query = (
+            select(_events)
+            .where(_events.c.deployment_id == name.deployment_id)
+            .order_by(_events.c.number.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(_events.c.number < before)
+        async with self._database.reading() as connection:
+            return [_event(row) for row in await connection.execute(query)]
+
+    async def set_standing(self, deployment: Deployment, standing: Standing) -> None:
+        """Note where a deployment is."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                update(_deployments)
+                .where(
+                    _deployments.c.deployment_id == deployment.name.deployment_id,
+                    _deployments.c.revision == deployment.revision,
+                )
+                .values(state=standing.state.value, message=standing.message)
+            )
+
+    async def changes_since(self, point: ResumePoint | None) -> Changes:
+        """Return what changed since `point`, or a snapshot."""
+        async with self._database.reading() as connection:
+            history = (await connection.execute(select(_history))).one()
+            now = ResumePoint(history.store, history.revision)
+            known = (
+                point is not None
+                and point.store == now.store
+                and self._horizon(now.revision) <= point.revision <= now.revision
+            )
+            deployments = select(_deployments).order_by(_deployments.c.revision)
+            if not known or point is None:
+                return Changes(now, True, tuple([_deployment(row) for row in await connection.execute(deployments)]))
+            if point == now:
+                return Changes(now, False, ())
+            changed = await connection.execute(deployments.where(_deployments.c.revision > point.revision))
+            ended = await connection.execute(
+                select(_tombstones).where(_tombstones.c.revision > point.revision).order_by(_tombstones.c.revision)
+            )
+            return Changes(
+                now,
+                False,
+                tuple([_deployment(row) for row in changed]),
+                tuple([DeploymentName(row.deployment_id) for row in ended]),
+            )
+
+    def _horizon(self, revision: int) -> int:
+        """Return the revision since which every deletion is remembered."""
+        return max(0, revision - self._kept_revisions)
+
+
+async def _row(connection: AsyncConnection, name: DeploymentName) -> Row[Any] | None:
+    query = select(_deployments).where(_deployments.c.deployment_id == name.deployment_id)
+    return (await connection.execute(query)).one_or_none()
+
+
+async def _next_revision(connection: AsyncConnection) -> int:
+    query = update(_history).values(revision=_history.c.revision + 1).returning(_history.c.revision)
+    revision: int = (await connection.execute(query)).scalar_one()
+    return revision
+
+
+async def _record(connection: AsyncConnection, event: Event) -> None:
+    await connection.execute(
+        insert(_events).values(
+            deployment_id=event.deployment.deployment_id,
+            time=event.time,
+            action=event.action.value,
+            targets_before=_targets_to_json(event.targets_before),
+            targets_after=_targets_to_json(event.targets_after),
+            actor=event.actor,
+            reason=event.reason,
+        )
+    )
+
+
+def _changing(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "targets": _targets_to_json(deployment.targets),
+        "state": deployment.standing.state.value,
+        "message": deployment.standing.message,
+        "update_time": deployment.update_time,
+        "revision": deployment.revision,
+    }
+
+
+def _deployment(row: Row[Any]) -> Deployment:
+    return Deployment(
+        DeploymentName(row.deployment_id),
+        _targets_from_json(row.targets),
+        Standing(DeploymentState(row.state), row.message),
+        row.create_time,
+        row.update_time,
+        row.revision,
+    )
+
+
+def _event(row: Row[Any]) -> Event:
+    return Event(
+        DeploymentName(row.deployment_id),
+        row.time,
+        Action(row.action),
+        _targets_from_json(row.targets_before),
+        _targets_from_json(row.targets_after),
+        row.actor,
+        row.reason,
+        row.number,
+    )
+
+
+def _targets_to_json(targets: Sequence[Target]) -> list[dict[str, Any]]:
+    return [{"version": str(target.version), "weight": target.weight} for target in targets]
+
+
+def _targets_from_json(value: Sequence[dict[str, Any]]) -> tuple[Target, ...]:
+    return tuple([Target(VersionName.parse(target["version"]), target["weight"]) for target in value])
