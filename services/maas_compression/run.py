@@ -1,0 +1,127 @@
+"""The step `compress`: the recipe, applied to the source, and the report on what it changed."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from google.protobuf.json_format import MessageToDict
+
+from maas.names import DatasetVersionName
+from maas.registry.v1 import version_pb2
+from maas_compression.report import Findings, judge_findings
+from maas_compression.spec import JUDGING_SPLIT, RESULT_FOLDER, SOURCE_FOLDER, CompressionSpec
+from maas_compression.techniques import apply_technique
+from maas_compression.weights import count_weights
+from maas_engine.engine import choose_servable
+from maas_engine.measure import measure
+from maas_engine.predictor import open_predictor
+from maas_engine.quality import Evaluation, agreement, evaluate
+from maas_jobs.job import JsonObject
+from maas_jobs.labelled_rows import LabelledRows, check_labels, read_labelled_rows
+from maas_jobs.step import Reporter, StepRequest, run_step
+from maas_jobs.transfer import split_path
+from maas_package.manifest import Measurement
+from maas_package.package import Package, read_package, write_package
+
+# Where the parts of this step begin, as shares of it.
+_MEASURE, _JUDGE = 0.4, 0.8
+
+
+def compress(request: StepRequest, report: Reporter) -> JsonObject:
+    """Apply the recipe, measure source and result in turn, judge both on the same rows."""
+    spec = CompressionSpec.from_json(request.spec)
+    rows = read_labelled_rows(split_path(request.folder, JUDGING_SPLIT))
+    source = read_package(request.folder / SOURCE_FOLDER)
+    if source.manifest.labels:
+        check_labels(rows, JUDGING_SPLIT, len(source.manifest.labels))
+    result = _apply_recipe(spec, source, request.folder, report)
+    report.progress(_MEASURE, "measure")
+    pair = [(package, choose_servable(package)) for package in (source, result)]
+    before, after = measure(pair, rows.texts)
+    # So that whoever serves it knows how fast it is.
+    servable = replace(pair[1][1], measurements=(after,))
+    result = write_package(result.folder, replace(result.manifest, servables=(servable,), files=()))
+    report.progress(_JUDGE, "judge")
+    findings = _judge(source, before, result, after, rows, spec.dataset_version)
+    message = judge_findings(findings)
+    report.log(message.verdict)
+    report.metrics(
+        {
+            "servable_bytes": message.after.servable_bytes,
+            "latency_p50_ms": message.after.latency_p50_ms,
+            "throughput_rows": message.after.throughput_rows,
+            "test_accuracy": message.quality_after.value,
+            "agreement": message.agreement,
+        }
+    )
+    return {**request.previous, "report": MessageToDict(message, preserving_proto_field_name=True)}
+
+
+def _apply_recipe(spec: CompressionSpec, source: Package, folder: Path, report: Reporter) -> Package:
+    """Return the package in RESULT_FOLDER; the ones between are removed."""
+    result = folder / RESULT_FOLDER
+    between = folder / "between"
+    for left_by_a_killed_run in (result, between):
+        shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
+    package = source
+    for index, technique in enumerate(spec.recipe):
+        report.progress(_MEASURE * index / len(spec.recipe), str(technique).partition("(")[0])
+        is_last = index == len(spec.recipe) - 1
+        package = apply_technique(package, technique, result if is_last else between / str(index))
+        report.log(f"{technique}: {package.servable_bytes(choose_servable(package)):,} bytes to serve")
+    shutil.rmtree(between, ignore_errors=True)
+    return package
+
+
+def _judge(
+    source: Package,
+    before: Measurement,
+    result: Package,
+    after: Measurement,
+    rows: LabelledRows,
+    dataset_version: DatasetVersionName,
+) -> Findings:
+    first, second = open_predictor(source), open_predictor(result)
+    try:
+        qualities = [
+            _evaluation(evaluate(predictor, rows.texts, rows.labels), dataset_version) for predictor in (first, second)
+        ]
+        agreed = agreement(first, second, rows.texts)
+    finally:
+        first.close()
+        second.close()
+    return Findings(_measurement(source, before), _measurement(result, after), qualities[0], qualities[1], agreed)
+
+
+def _evaluation(quality: Evaluation, dataset_version: DatasetVersionName) -> version_pb2.Evaluation:
+    return version_pb2.Evaluation(
+        metric=quality.metric,
+        value=quality.value,
+        low=quality.low,
+        high=quality.high,
+        row_count=quality.rows,
+        dataset_version=str(dataset_version),
+        split=JUDGING_SPLIT,
+    )
+
+
+def _measurement(package: Package, speed: Measurement) -> version_pb2.Measurement:
+    servable = choose_servable(package)
+    weights = count_weights(package, servable)
+    threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
+    return version_pb2.Measurement(
+        servable_bytes=package.servable_bytes(servable),
+        package_bytes=package.total_bytes,
+        parameter_count=weights.parameters,
+        nonzero_share=weights.non_zero_share,
+        latency_p50_ms=speed.p50_seconds * 1000,
+        latency_p99_ms=speed.p99_seconds * 1000,
+        throughput_rows=speed.rows_per_second,
+        peak_memory_bytes=speed.peak_memory_bytes,
+        engine=servable.engine,
+        hardware=f"{speed.hardware}, {threads}",
+    )
+
+
+if __name__ == "__main__":
+    run_step(compress)
