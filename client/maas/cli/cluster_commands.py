@@ -23,6 +23,8 @@ from maas.errors import MaasError, NotFoundError
 
 if TYPE_CHECKING:
     from maas.client import Client
+    from maas.inference.v1.inference_service_pb2 import Replica
+    from maas.rollout.v1.deployment_pb2 import Deployment
     from maas.supervisor.home import ClusterState
 
 SERVICES = {
@@ -63,7 +65,14 @@ def up(
     def ready(state: "ClusterState") -> None:
         seconds = time.monotonic() - started
         if as_json:
-            write_json(_local_json(state))
+            write_json(
+                {
+                    "endpoint": state.endpoint,
+                    "supervisor_pid": state.pid,
+                    "seconds": round(seconds, 3),
+                    "processes": [{"name": process.name, "pid": process.pid} for process in state.processes],
+                }
+            )
         else:
             say(f"ready at {state.endpoint} after {seconds:.1f} s, its state in {home.expanduser()}")
 
@@ -104,22 +113,33 @@ def status(home: Home = DEFAULT_HOME, endpoint: Endpoint = None, as_json: Json =
     address = endpoint or (local.endpoint if local else endpoint_or_default(None))
     if local is not None and local.endpoint != address:
         local = None
-    with connected(address) as client:
-        health = {name: _health(client, service) for name, service in SERVICES.items()}
-        deployments = _part(lambda: list(client.deployments()))
-        replica = _part(client.replica)
+    health: dict[str, bool] = {}
+    deployments: list[Deployment] = []
+    replica: Replica | None = None
+    try:
+        with connected(address, retry_seconds=0.0) as client:
+            health = {name: _is_serving(client, service) for name, service in SERVICES.items()}
+            deployments = list(client.deployments())
+            replica = client.replica()
+    except MaasError as error:
+        # Processes on this machine are seen without asking them; what they would say is not.
+        if local is None and not health:
+            raise
+        say(f"not all is known: {error.message}")
+    processes = _processes(local, health)
     if as_json:
         write_json(
             {
                 "endpoint": address,
-                "local": _local_json(local) if local else None,
-                "health": health,
-                "deployments": deployments if deployments is not None else [],
-                "replica": replica,
+                "supervisor_pid": local.pid if local else 0,
+                "processes": processes,
+                "deployments": deployments,
+                "loaded_versions": list(replica.loaded_versions) if replica else [],
             }
         )
         return
-    _show_processes(address, local, health)
+    say(f"cluster at {address}{f', supervisor {local.pid}' if local else ''}")
+    _show_processes(processes)
     _show_deployments(deployments)
     _show_loaded(replica)
 
@@ -172,76 +192,57 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _health(client: "Client", service: str) -> str:
+def _is_serving(client: "Client", service: str) -> bool:
     try:
-        return "serving" if client.is_serving(service) else "not serving"
-    except NotFoundError:
-        return "unknown"
+        return client.is_serving(service)
+    except NotFoundError:  # the gateway knows no such service
+        return False
 
 
-def _part(ask: Any) -> Any:
-    """Return an answer, or nothing when the part of the cluster that knows is away: status shows what there is."""
-    try:
-        return ask()
-    except MaasError as error:
-        say(f"not known now: {error.message}")
-        return None
-
-
-def _local_json(state: "ClusterState") -> dict[str, Any]:
-    return {
-        "endpoint": state.endpoint,
-        "pid": state.pid,
-        "port": state.port,
-        "run_dir": state.run_dir,
-        "ready": state.ready,
-        "up_seconds": round(time.time() - state.since, 1),
-        "processes": [
-            {
-                "name": process.name,
-                "pid": process.pid,
-                "state": process.state,
-                "restarts": process.restarts,
-                "up_seconds": round(time.time() - process.since, 1),
-                "message": process.message,
-            }
-            for process in state.processes
-        ],
-    }
-
-
-def _show_processes(address: str, local: "ClusterState | None", health: dict[str, str]) -> None:
+def _processes(local: "ClusterState | None", health: dict[str, bool]) -> list[dict[str, Any]]:
+    """Return each process with what its supervisor and itself say of it; of another machine only the latter."""
     if local is None:
-        say(f"cluster at {address}")
-        write_table(("PROCESS", "HEALTH"), health.items())
-        return
-    say(f"cluster at {address}, supervisor {local.pid}, up {duration_text(time.time() - local.since)}")
+        return [{"name": name, "healthy": healthy} for name, healthy in health.items()]
+    return [
+        {
+            "name": process.name,
+            "healthy": process.state == "ready" and health.get(process.name, process.name not in SERVICES),
+            "state": process.state,
+            "pid": process.pid,
+            "restarts": process.restarts,
+            "seconds": round(time.time() - process.since, 1),
+            "message": process.message,
+        }
+        for process in local.processes
+    ]
+
+
+def _show_processes(processes: list[dict[str, Any]]) -> None:
     write_table(
-        ("PROCESS", "STATE", "HEALTH", ">PID", ">RESTARTS", ">SINCE", "MESSAGE"),
+        ("PROCESS", "HEALTH", "STATE", ">SINCE", ">PID", ">RESTARTS", "MESSAGE"),
         (
             (
-                process.name,
-                process.state,
-                health.get(process.name, ""),
-                process.pid or "",
-                process.restarts,
-                duration_text(time.time() - process.since),
-                process.message,
+                process["name"],
+                "healthy" if process["healthy"] else "not healthy",
+                process.get("state", ""),
+                duration_text(process["seconds"]) if "seconds" in process else "",
+                process.get("pid") or "",
+                process.get("restarts", ""),
+                process.get("message", ""),
             )
-            for process in local.processes
+            for process in processes
         ),
     )
 
 
-def _show_deployments(deployments: Any) -> None:
+def _show_deployments(deployments: "list[Deployment]") -> None:
     from maas.cli.deployment_commands import write_deployments
 
-    if deployments is not None:
-        console().print()
-        write_deployments(deployments)
+    console().print()
+    write_deployments(deployments)
 
 
-def _show_loaded(replica: Any) -> None:
+def _show_loaded(replica: "Replica | None") -> None:
     if replica is None or not replica.loaded_versions:
         return
     console().print()

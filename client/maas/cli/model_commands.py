@@ -17,8 +17,12 @@ from maas.cli.output import (
     write_json,
     write_table,
 )
+from maas.names import AliasName, ModelName, VersionName
+from maas.references import parse_reference
 
 if TYPE_CHECKING:
+    from maas.client import Client
+    from maas.registry.v1.model_pb2 import Alias
     from maas.registry.v1.version_pb2 import CompressionReport, Version
 
 Reference = Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="The newest version when only MODEL.")]
@@ -35,77 +39,43 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="models")
 
 
-def ls(
-    model: Annotated[str | None, typer.Argument(help="List this model's versions.")] = None,
+def ls(endpoint: Endpoint = None, as_json: Json = False) -> None:
+    """List models."""
+    with connected(endpoint) as client:
+        models = list(client.models())
+    if as_json:
+        write_json(models)
+        return
+    write_table(
+        ("MODEL", ">VERSIONS", "NEWEST", "MADE", "DESCRIPTION"),
+        (
+            (
+                last_segment(one.name),
+                one.version_count,
+                short_version(one.latest_version),
+                ago_text(one.create_time),
+                one.description[:60],
+            )
+            for one in models
+        ),
+        empty="no models yet; make one with: maas train",
+    )
+
+
+def show(
+    reference: Annotated[
+        str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="A model with all its versions, or one version.")
+    ],
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """List models, or the versions of one."""
+    """Show a model's versions, or all of one version: signature, lineage, quality, what compression changed."""
+    named = parse_reference(reference)
     with connected(endpoint) as client:
-        if model is None:
-            models = list(client.models())
-            versions = []
+        if isinstance(named, ModelName):
+            _show_model(client, named, as_json=as_json)
         else:
-            models = []
-            versions = list(client.versions(model))
-    if as_json:
-        write_json(models if model is None else versions)
-    elif model is None:
-        write_table(
-            ("MODEL", ">VERSIONS", "NEWEST", "MADE", "DESCRIPTION"),
-            (
-                (
-                    last_segment(one.name),
-                    one.version_count,
-                    short_version(one.latest_version),
-                    ago_text(one.create_time),
-                    one.description[:60],
-                )
-                for one in models
-            ),
-            empty="no models yet; make one with: maas train",
-        )
-    else:
-        write_versions(versions)
-
-
-def show(reference: Reference, endpoint: Endpoint = None, as_json: Json = False) -> None:
-    """Show one version: signature, lineage, quality, and what compression changed."""
-    with connected(endpoint) as client:
-        version = client.version(reference)
-        model = "/".join(version.name.split("/")[:2])
-        aliases = [last_segment(one.name) for one in client.aliases(model) if one.version == version.name]
-    if as_json:
-        write_json(plain(version) | {"aliases": aliases})
-        return
-    facts = {
-        "version": version.name,
-        "aliases": ", ".join(aliases),
-        "made": ago_text(version.create_time),
-        "by": version.source_job,
-        "parent": version.parent_version and short_version(version.parent_version),
-        "recipe": ", ".join(version.recipe),
-        "data": version.dataset_version,
-        "task": version.signature.task,
-        "architecture": version.signature.architecture,
-        "labels": ", ".join(version.signature.labels),
-        "inputs": ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in version.signature.inputs),
-        "text input": version.signature.text_input,
-        "outputs": ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in version.signature.outputs),
-        "size": bytes_text(version.size_bytes),
-        "quality": quality_text(version),
-    }
-    for name, value in facts.items():
-        if value:
-            console().print(f"{name:<13} {value}", markup=False, highlight=False)
-    console().print()
-    write_table(
-        ("SERVABLE", "PRECISION", ">SIZE", "FILE"),
-        ((one.engine, one.precision, bytes_text(one.size_bytes), one.path) for one in version.signature.servables),
-    )
-    if version.HasField("compression_report"):
-        console().print()
-        write_report(version.compression_report)
+            _show_version(client, named, as_json=as_json)
 
 
 def push(
@@ -157,13 +127,68 @@ def alias(
     """Point an alias to a version; it is moved if there is one."""
     with connected(endpoint) as client:
         if delete:
-            client.delete_alias(reference.partition("@")[0], name)
+            _delete_alias(client, reference, name, as_json=as_json)
             return
         made = client.set_alias(reference, name)
     if as_json:
         write_json(made)
     else:
         say(f"{name} is {short_version(made.version)}")
+
+
+def _show_model(client: "Client", name: ModelName, *, as_json: bool) -> None:
+    model = client.model(str(name))
+    versions, aliases = list(client.versions(model.name)), list(client.aliases(model.name))
+    if as_json:
+        write_json(plain(model) | {"versions": versions, "aliases": aliases})
+    else:
+        write_versions(versions, aliases)
+
+
+def _show_version(client: "Client", name: VersionName | AliasName, *, as_json: bool) -> None:
+    version = client.version(str(name))
+    aliases = [one for one in client.aliases(str(name.model)) if one.version == version.name]
+    if as_json:
+        write_json(plain(version) | {"aliases": aliases})
+        return
+    facts = {
+        "version": version.name,
+        "aliases": ", ".join(_ids(aliases, version.name)),
+        "made": ago_text(version.create_time),
+        "by": version.source_job,
+        "parent": version.parent_version and short_version(version.parent_version),
+        "recipe": ", ".join(version.recipe),
+        "data": version.dataset_version,
+        "task": version.signature.task,
+        "architecture": version.signature.architecture,
+        "labels": ", ".join(version.signature.labels),
+        "inputs": ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in version.signature.inputs),
+        "text input": version.signature.text_input,
+        "outputs": ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in version.signature.outputs),
+        "size": bytes_text(version.size_bytes),
+        "quality": quality_text(version),
+    }
+    for fact, value in facts.items():
+        if value:
+            console().print(f"{fact:<13} {value}", markup=False, highlight=False)
+    console().print()
+    write_table(
+        ("SERVABLE", "PRECISION", ">SIZE", "FILE"),
+        ((one.engine, one.precision, bytes_text(one.size_bytes), one.path) for one in version.signature.servables),
+    )
+    if version.HasField("compression_report"):
+        console().print()
+        write_report(version.compression_report)
+
+
+def _delete_alias(client: "Client", reference: str, name: str, *, as_json: bool) -> None:
+    named = parse_reference(reference)
+    model = named if isinstance(named, ModelName) else named.model
+    client.delete_alias(str(model), name)
+    if as_json:
+        write_json({"deleted": f"{model}/aliases/{name}"})
+    else:
+        say(f"{name} is no alias of {model.model_id} any more")
 
 
 def quality_text(version: "Version") -> str:
@@ -175,13 +200,17 @@ def quality_text(version: "Version") -> str:
     return f"{found.metric} {found.value:.3f} {interval} on {found.row_count} rows of {found.split}"
 
 
-def write_versions(versions: "list[Version]") -> None:
+def write_versions(versions: "list[Version]", aliases: "list[Alias]") -> None:
     """Write versions as a table."""
+    called = {
+        version.name: [last_segment(one.name) for one in aliases if one.version == version.name] for version in versions
+    }
     write_table(
-        ("VERSION", "MADE", ">SIZE", "RECIPE", "PARENT", ">QUALITY", "VERDICT"),
+        ("VERSION", "ALIASES", "MADE", ">SIZE", "RECIPE", "PARENT", ">QUALITY", "VERDICT"),
         (
             (
                 short_version(one.name),
+                called[one.name],
                 ago_text(one.create_time),
                 bytes_text(one.size_bytes),
                 ", ".join(one.recipe),
@@ -216,3 +245,7 @@ def write_report(report: "CompressionReport") -> None:
     )
     write_table(("", ">BEFORE", ">AFTER"), rows)
     console().print(report.verdict, markup=False, highlight=False)
+
+
+def _ids(aliases: "list[Alias]", version: str) -> list[str]:
+    return [last_segment(alias.name) for alias in aliases if alias.version == version]

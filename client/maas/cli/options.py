@@ -45,13 +45,13 @@ def endpoint_or_default(endpoint: str | None) -> str:
 
 
 @contextmanager
-def connected(endpoint: str | None) -> Iterator["Client"]:
+def connected(endpoint: str | None, *, retry_seconds: float = _RETRY_SECONDS) -> Iterator["Client"]:
     """Give a client, and say plainly when nobody is there. Raises MaasError."""
     from maas.client import Client
 
     address = endpoint_or_default(endpoint)
     try:
-        with Client(address, retry_seconds=_RETRY_SECONDS) as client:
+        with Client(address, retry_seconds=retry_seconds) as client:
             yield client
     except MaasError as error:
         raise explained(error, address) from error

@@ -29,8 +29,8 @@ def notes() -> Console:
 
 def write_json(value: Any) -> None:
     """Write a value, a message or a list of them, as one JSON document."""
-    json.dump(_plain_value(value), sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    # Made as a whole first, so that a bug writes nothing rather than half a document.
+    sys.stdout.write(json.dumps(_plain_value(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
