@@ -75,12 +75,12 @@ class Feed:
         """Yield what changed since `point`, at once even when it is nothing, then each change."""
         first = True
         while True:
-            wake = self._wake
+            wake, ends = self._wake, self._closed
             changes = await self._store.changes_since(point)
             if first or changes.point != point:
                 yield changes
             first, point = False, changes.point
-            if self._closed:
+            if ends:
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._look_again_seconds):
