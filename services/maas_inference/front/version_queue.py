@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from maas_inference.datatypes import BYTES, join_elements, split_elements
-from maas_inference.front.batching import BatchingPolicy, BatchLimits
+from maas_inference.front.batching import BatchingPolicy
 from maas_inference.front.failures import (
     ComputeFailed,
     DeadlineExpired,
@@ -37,6 +37,7 @@ class _InFlight:
     """A batch that is with the worker."""
 
     questions: list[Question]
+    rows: int
     sent: float
     unanswered: int
 
@@ -53,6 +54,7 @@ class VersionQueue:
         self._waiting_rows = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._next_batch = 0
+        self._expected_end = 0.0
         self._link: BatchSender | None = None
         self._link_gone_since = time.monotonic()
         self._pump_scheduled = False
@@ -130,6 +132,9 @@ class VersionQueue:
         self.metrics.compute.observe(reply.compute_seconds)
         if in_flight.unanswered <= 0:
             del self._in_flight[reply.batch]
+            if reply.count == len(in_flight.questions):
+                self._policy.computed(in_flight.rows, reply.compute_seconds)
+            self._expected_end = now + sum(self._policy.cost_seconds(left.rows) for left in self._in_flight.values())
             self.metrics.wait.observe(max(0.0, now - in_flight.sent - reply.compute_seconds))
             if self._waiting_rows:
                 self._schedule_pump()
@@ -182,14 +187,14 @@ class VersionQueue:
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._link is not None and self._waiting_rows:
-            reason = self._policy.release(self._waiting_rows, len(self._in_flight))
+            now = time.monotonic()
+            reason = self._policy.release(self._waiting_rows, len(self._in_flight), self._expected_end, now)
             if not reason:
                 return
-            self._release(self._link, reason)
+            self._release(self._link, reason, now)
 
-    def _release(self, link: BatchSender, reason: str) -> None:
+    def _release(self, link: BatchSender, reason: str, now: float) -> None:
         group = self._oldest_group()
-        now = time.monotonic()
         questions = self._take(group, now)
         if not questions:
             return
@@ -207,7 +212,8 @@ class VersionQueue:
             pieces = [question.parts[index] for question in questions]
             tensors.append(TensorHeader(name, datatype, (total_rows, *row_shape), sum(map(len, pieces))))
             parts += pieces
-        self._in_flight[batch] = _InFlight(questions, now, len(questions))
+        self._in_flight[batch] = _InFlight(questions, total_rows, now, len(questions))
+        self._expected_end = max(self._expected_end, now) + self._policy.cost_seconds(total_rows)
         self.metrics.releases[reason] += 1
         self.metrics.batch_rows.observe(total_rows)
         link.send(Batch(batch, rows, tuple(tensors)), parts)
@@ -278,7 +284,7 @@ async def drop_if_gone(question: Question) -> None:
 
 
 def _policy_of(served: ServedVersion) -> BatchingPolicy:
-    return BatchingPolicy(BatchLimits(served.max_batch_rows if served.joins_rows else 1), served.cost_curve)
+    return BatchingPolicy(served.max_batch_rows if served.joins_rows else 1, served.cost_curve)
 
 
 def _failure_of(refusal: Refusal) -> Failure:
