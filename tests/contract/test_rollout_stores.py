@@ -241,14 +241,17 @@ class Watcher:
 
 Step: TypeAlias = tuple[str, int]
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["put", "put", "delete", "read", "lose the token", "restart"]), st.integers(0, 3)),
-    max_size=40,
+    st.tuples(
+        st.sampled_from(["put"] * 5 + ["delete"] * 5 + ["read"] * 3 + ["lose the token", "restart"]), st.integers(0, 2)
+    ),
+    min_size=6,
+    max_size=60,
 )
 
 
-async def replay(kind: str, folder: Path, steps: list[Step]) -> None:
+async def replay(kind: str, folder: Path, steps: list[Step], kept_revisions: int) -> None:
     """Change deployments and read the watch in some order; the watcher must end up knowing exactly what there is."""
-    async with open_store(kind, folder, kept_revisions=6) as store:
+    async with open_store(kind, folder, kept_revisions) as store:
         watcher = Watcher(Feed(store))
         for number, (step, which) in enumerate(steps):
             name = DeploymentName(f"d{which}")
@@ -277,17 +280,17 @@ async def catch_up(store: Store, watcher: Watcher) -> None:
     assert watcher.known == {deployment.name: deployment.targets for deployment in await store.list(None, 100)}
 
 
-@given(STEPS)
-@settings(max_examples=200, deadline=None)
-def test_a_watch_that_resumes_misses_nothing_in_memory(steps: list[Step]) -> None:
-    asyncio.run(replay("memory", Path(), steps))
+@given(STEPS, st.integers(1, 3))
+@settings(max_examples=300, deadline=None)
+def test_a_watch_that_resumes_misses_nothing_in_memory(steps: list[Step], kept_revisions: int) -> None:
+    asyncio.run(replay("memory", Path(), steps, kept_revisions))
 
 
-@given(STEPS)
+@given(STEPS, st.integers(1, 3))
 @settings(max_examples=15, deadline=None)
-def test_a_watch_that_resumes_misses_nothing_on_disk(steps: list[Step]) -> None:
+def test_a_watch_that_resumes_misses_nothing_on_disk(steps: list[Step], kept_revisions: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(replay("sqlite", Path(folder), steps))
+        asyncio.run(replay("sqlite", Path(folder), steps, kept_revisions))
 
 
 async def test_watchers_beside_many_writers_end_up_with_what_there_is(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The rules of deployments."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,8 +22,6 @@ from maas_rollout.domain.deployments import (
 from maas_rollout.domain.feed import Feed
 from maas_rollout.domain.replicas import Replicas, TargetStatus
 from maas_runtime.failures import AlreadyExists, Conflict, NotFound
-
-_ATTEMPTS = 10
 
 Clock: TypeAlias = Callable[[], datetime]
 
@@ -116,6 +115,9 @@ class Rollout:
         self._replicas = replicas
         self._feed = feed
         self._clock = clock
+        # Reading, then changing is one step, so that whoever sends no etag never meets a conflict. The store compares
+        # revisions besides: another process may hold the same one.
+        self._changing = asyncio.Lock()
 
     async def create(self, name: DeploymentName, wanted: Sequence[WantedTarget], author: Author) -> LiveDeployment:
         """Store a deployment. Raises DeploymentExists, TargetsInvalid, or the registry's NotFound."""
@@ -149,34 +151,32 @@ class Rollout:
         """
         await self._get(name)
         targets = await self._resolve(wanted)
-        for _ in range(_ATTEMPTS):
+        async with self._changing:
             present = await self._get(name)
             if etag and etag != present.etag:
                 raise _mismatch(name)
             if present.targets == targets:
                 return self.live(present)
+            wanted_now = self._with_targets(present, targets)
             try:
-                updated = await self._store.update(
-                    self._with_targets(present, targets), self._event(present, Action.UPDATED, targets, author)
-                )
+                updated = await self._store.update(wanted_now, self._event(present, Action.UPDATED, targets, author))
             finally:
                 self._feed.wake()
-            if updated is not None:
-                return self.live(updated)
-        raise _mismatch(name)
+        if updated is None:
+            raise _mismatch(name)
+        return self.live(updated)
 
     async def delete(self, name: DeploymentName, author: Author) -> None:
         """End a deployment; its events stay. Raises DeploymentNotFound."""
-        for _ in range(_ATTEMPTS):
+        async with self._changing:
             present = await self._get(name)
             try:
                 deleted = await self._store.delete(present, self._event(present, Action.DELETED, (), author))
             finally:
                 self._feed.wake()
-            if deleted:
-                self._replicas.forget(name)
-                return
-        raise _mismatch(name)
+        if not deleted:
+            raise _mismatch(name)
+        self._replicas.forget(name)
 
     async def list_events(self, name: DeploymentName, before: int | None, limit: int) -> Sequence[Event]:
         """Return the newest events with a number below `before`, newest first; also of a deployment that ended."""
