@@ -192,11 +192,37 @@ async def test_a_lost_worker_costs_nobody_an_answer_once_and_is_told_the_second_
     assert not question.answer.done()
     queue.connected(second)
     await turn()
-    assert b"".join(payload for _, payload in second.batches) == b"abcd"
+    assert [payload for _, payload in second.batches] == [b"ab"]
     queue.disconnected(second)
     with pytest.raises(WorkerLost):
         await question.answer
     assert not waiting.answer.done()
+
+
+async def test_requests_that_are_tried_again_go_one_by_one_so_that_a_deadly_one_hurts_nobody_else() -> None:
+    queue = new_queue()
+    questions = [ask(queue, raw) for raw in (b"ab", b"!!", b"cd")]
+    for _ in range(4):
+        worker = Worker()
+        queue.connected(worker)
+        await turn()
+        while worker.batches:
+            batch, payload = worker.batches.pop(0)
+            if b"!!" in payload:
+                queue.disconnected(worker)
+                break
+            echo(queue, batch, payload)
+            await turn()
+    assert [await raw_of(questions[0]), await raw_of(questions[2])] == [b"ab", b"cd"]
+    with pytest.raises(WorkerLost):
+        await questions[1].answer
+
+
+async def test_a_manager_that_is_started_again_is_a_restart_for_callers() -> None:
+    queue = new_queue()
+    queue.serve(ServedVersion("1", "tiny", 4, "loading"))
+    assert (queue.served.state, queue.served.inputs, queue.served.weight) == ("restarting", SERVED.inputs, 4)
+    ask(queue, b"ab")
 
 
 async def test_nobody_waits_longer_than_ten_seconds_for_a_worker() -> None:

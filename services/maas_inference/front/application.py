@@ -28,6 +28,7 @@ from maas_inference.front.serving import Serving
 from maas_inference.front.version_queue import VersionQueue
 from maas_inference.table import FRONT_SOCKET, ServedVersion
 from maas_runtime.failures import Failure, Overloaded, Unavailable
+from maas_runtime.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
     await receive()
+    configure_logging("maas_inference.front", os.environ.get("MAAS_LOG_LEVEL", "INFO"))
     try:
         async with asyncio.TaskGroup() as tasks:
             registry = CollectorRegistry()

@@ -167,6 +167,12 @@ class QueueFull(Overloaded):
     reason = "QUEUE_FULL"
 
 
+class FrontNotReady(Unavailable):
+    """The front has just started and was not told yet what is served."""
+
+    reason = "FRONT_NOT_READY"
+
+
 class VersionNotReady(Unavailable):
     """The version is being loaded or could not be loaded."""
 

@@ -44,7 +44,7 @@ async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> 
         failures = 0
         try:
             await _exchange(reader, writer, user, registry)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             logger.warning("the link to the manager broke", extra={"error": str(error)})
         finally:
             writer.close()

@@ -33,7 +33,18 @@ class Answer:
 class Question:
     """Rows to be computed. `answer` gets an Answer, a Failure, or CallerGone."""
 
-    __slots__ = ("answer", "arrived", "attempts", "deadline", "group", "parts", "probed", "receive", "rows", "sent")
+    __slots__ = (
+        "answer",
+        "arrived",
+        "attempts",
+        "deadline",
+        "group",
+        "parts",
+        "probed",
+        "receive",
+        "rows",
+        "size_bytes",
+    )
 
     def __init__(
         self,
@@ -50,6 +61,7 @@ class Question:
         self.rows = rows
         self.parts = parts
         """The raw bytes of each input, in the group's order."""
+        self.size_bytes = sum(map(len, parts))
         self.arrived = arrived
         self.deadline = deadline
         """Times are the monotonic clock's."""
@@ -57,5 +69,4 @@ class Question:
         """Tells whether the caller is still there."""
         self.answer = answer
         self.attempts = 0
-        self.sent = 0.0
         self.probed = arrived

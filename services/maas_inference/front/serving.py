@@ -6,7 +6,13 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from maas_inference.front.failures import ModelNotNamed, ServedModelNotFound, ServedVersionNotFound, VersionNotReady
+from maas_inference.front.failures import (
+    FrontNotReady,
+    ModelNotNamed,
+    ServedModelNotFound,
+    ServedVersionNotFound,
+    VersionNotReady,
+)
 from maas_inference.front.metrics import FrontMetrics
 from maas_inference.front.version_queue import VersionQueue, drop_if_gone
 from maas_inference.front.worker_link import WorkerLink
@@ -115,6 +121,7 @@ class Serving:
         """Return a deployment. Raises ServedModelNotFound."""
         deployment = self.deployments.get(name)
         if deployment is None:
+            self._check_told()
             raise ServedModelNotFound(
                 f"no model {name[:80]!r} is served; {self._known_names()}", name=f"deployments/{name[:80]}"
             )
@@ -124,6 +131,7 @@ class Serving:
         """Return the named deployment; without a name the only one, or the one called `default`."""
         if name:
             return self.deployment(name)
+        self._check_told()
         if len(self.deployments) == 1:
             return next(iter(self.deployments.values()))
         if DEFAULT_DEPLOYMENT in self.deployments:
@@ -154,6 +162,10 @@ class Serving:
         for connection in self._connections.values():
             connection.queue.fail_all("the inference front is shutting down")
             connection.retire()
+
+    def _check_told(self) -> None:
+        if self.table.revision == 0:
+            raise FrontNotReady("the inference front has just started; retry", retry_after_seconds=0.2)
 
     def _known_names(self) -> str:
         names = sorted(self.deployments)

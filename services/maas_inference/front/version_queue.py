@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maas_inference.datatypes import BYTES, join_elements, split_elements
 from maas_inference.front.batching import BatchingPolicy
@@ -25,8 +25,10 @@ from maas_inference.wire import Batch, Refusal, Reply, TensorHeader
 from maas_runtime.failures import Failure
 
 MAX_WAITING_ROWS = 8192
+MAX_WAITING_BYTES = 512 << 20
+MAX_BATCH_BYTES = 64 << 20
 MAX_ATTEMPTS = 2
-"""A request whose worker was lost is sent once more."""
+"""A request whose worker was lost is sent once more, alone: it may be what ended the worker."""
 MAX_RESTART_WAIT_SECONDS = 10.0
 """How long a request waits for a worker that is being restarted."""
 _PROBE_AFTER_SECONDS = 0.1
@@ -52,6 +54,8 @@ class VersionQueue:
         self._policy = _policy_of(served)
         self._waiting: dict[Group, deque[Question]] = {}
         self._waiting_rows = 0
+        self._waiting_bytes = 0
+        self._retried: set[Question] = set()
         self._in_flight: dict[int, _InFlight] = {}
         self._next_batch = 0
         self._expected_end = 0.0
@@ -79,6 +83,9 @@ class VersionQueue:
 
     def serve(self, served: ServedVersion) -> None:
         """Go on with what a new table says of the version."""
+        if served.state == "loading" and self.served.inputs:
+            # A manager that was started again does not know yet what the version takes. For callers it is a restart.
+            served = replace(self.served, state="restarting", weight=served.weight, socket_path=served.socket_path)
         self.served = served
         self._policy = _policy_of(served)
 
@@ -89,7 +96,10 @@ class VersionQueue:
                 f"version {self.served.version} of {self.deployment} is {self.served.state}",
                 retry_after_seconds=1.0,
             )
-        if self._waiting_rows + question.rows > MAX_WAITING_ROWS:
+        if (
+            self._waiting_rows + question.rows > MAX_WAITING_ROWS
+            or self._waiting_bytes + question.size_bytes > MAX_WAITING_BYTES
+        ):
             raise QueueFull(
                 f"{self._waiting_rows} rows wait for {self.deployment}; retry later", retry_after_seconds=0.5
             )
@@ -114,6 +124,7 @@ class VersionQueue:
                 if question.attempts >= MAX_ATTEMPTS:
                     self._fail(question, WorkerLost("the engine worker ended twice while it had the request"))
                 else:
+                    self._retried.add(question)
                     self._wait(question, first=True)
 
     def replied(self, reply: Reply, payload: memoryview) -> None:
@@ -175,6 +186,7 @@ class VersionQueue:
         else:
             questions.append(question)
         self._waiting_rows += question.rows
+        self._waiting_bytes += question.size_bytes
         if not self._pump_scheduled:
             self._schedule_pump()
 
@@ -187,11 +199,18 @@ class VersionQueue:
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._link is not None and self._waiting_rows:
+            if self._retried and self._must_wait_for_retried():
+                return
             now = time.monotonic()
             reason = self._policy.release(self._waiting_rows, len(self._in_flight), self._expected_end, now)
             if not reason:
                 return
             self._release(self._link, reason, now)
+
+    def _must_wait_for_retried(self) -> bool:
+        """Say whether a request that is tried again is with the worker: if it ends another one, nobody else is hurt."""
+        self._retried = {question for question in self._retried if not question.answer.done()}
+        return bool(self._retried and self._in_flight)
 
     def _release(self, link: BatchSender, reason: str, now: float) -> None:
         group = self._oldest_group()
@@ -204,7 +223,6 @@ class VersionQueue:
         self._next_batch += 1
         for question in questions:
             question.attempts += 1
-            question.sent = now
             self.metrics.queue.observe(now - question.arrived)
         tensors = []
         parts: list[bytes | memoryview] = []
@@ -227,13 +245,19 @@ class VersionQueue:
         """Take what fits into one batch; whoever is answered already, or has no time left, stays out of it."""
         questions = self._waiting[group]
         taken: list[Question] = []
-        rows = 0
+        rows = size_bytes = 0
         while questions:
             question = questions[0]
-            if taken and rows + question.rows > self._policy.max_rows:
+            if taken and (
+                rows + question.rows > self._policy.max_rows
+                or size_bytes + question.size_bytes > MAX_BATCH_BYTES
+                or taken[0].attempts
+                or question.attempts
+            ):
                 break
             questions.popleft()
             self._waiting_rows -= question.rows
+            self._waiting_bytes -= question.size_bytes
             if question.answer.done():
                 continue
             if now >= question.deadline:
@@ -241,6 +265,7 @@ class VersionQueue:
                 continue
             taken.append(question)
             rows += question.rows
+            size_bytes += question.size_bytes
         if not questions:
             del self._waiting[group]
         return taken

@@ -1,10 +1,15 @@
 """The connection from a front to one engine worker."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
+import msgspec
+
 from maas_inference.wire import GREETING, Batch, FrameMalformed, FrameReader, Reply, decode_reply, frame_head
+
+logger = logging.getLogger(__name__)
 
 
 class BatchSender(Protocol):
@@ -50,7 +55,8 @@ class WorkerLink(asyncio.Protocol):
                 data = self._greet(self._greeting + data)
             for header, payload in self._frames.feed(data):
                 self._on_reply(decode_reply(header), payload)
-        except FrameMalformed:
+        except (FrameMalformed, msgspec.DecodeError) as error:
+            logger.error("a worker sends what is no reply", extra={"error": str(error)})
             self.close()
 
     def _greet(self, received: bytes) -> bytes:

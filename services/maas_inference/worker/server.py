@@ -83,24 +83,28 @@ class WorkerServer:
 
     def _answer(self, batch: Batch, payload: memoryview) -> Iterator[bytes]:
         inputs = dict(_arrays(batch.tensors, payload))
+        if len(batch.rows) == 1:
+            yield self._reply_or_refusal(batch, 0, inputs)
+            return
         try:
             yield self._reply(batch, 0, len(batch.rows), inputs)
-        except Failure as failure:
-            if len(batch.rows) == 1:
-                yield _refusal(batch, 0, failure)
-            else:
-                # Somebody's rows are bad: each request by itself, so that only theirs fail.
-                yield from self._answer_one_by_one(batch, inputs)
+        except Exception as error:
+            # Somebody's rows are bad: each request by itself, so that only theirs fail.
+            logger.debug("a batch is computed apart", extra={"error": str(error)})
+            begin = 0
+            for index, rows in enumerate(batch.rows):
+                own = {name: tensor[begin : begin + rows] for name, tensor in inputs.items()}
+                begin += rows
+                yield self._reply_or_refusal(batch, index, own)
 
-    def _answer_one_by_one(self, batch: Batch, inputs: Mapping[str, Array]) -> Iterator[bytes]:
-        begin = 0
-        for index, rows in enumerate(batch.rows):
-            own = {name: tensor[begin : begin + rows] for name, tensor in inputs.items()}
-            begin += rows
-            try:
-                yield self._reply(batch, index, 1, own)
-            except Failure as failure:
-                yield _refusal(batch, index, failure)
+    def _reply_or_refusal(self, batch: Batch, index: int, inputs: Mapping[str, Array]) -> bytes:
+        try:
+            return self._reply(batch, index, 1, inputs)
+        except Failure as failure:
+            return _refusal(batch, index, failure.reason, failure.message, invalid=isinstance(failure, InvalidInput))
+        except Exception:
+            logger.exception("a request could not be computed")
+            return _refusal(batch, index, "", "the engine failed at this request", invalid=False)
 
     def _reply(self, batch: Batch, first: int, count: int, inputs: Mapping[str, Array]) -> bytes:
         with self._turn:
@@ -130,6 +134,5 @@ def _arrays(headers: Sequence[TensorHeader], payload: memoryview) -> Iterator[tu
         yield header.name, tensor.reshape(header.shape)
 
 
-def _refusal(batch: Batch, index: int, failure: Failure) -> bytes:
-    refusal = Refusal(isinstance(failure, InvalidInput), failure.reason, failure.message)
-    return frame_head(Reply(batch.batch, index, 1, 0.0, (), refusal))
+def _refusal(batch: Batch, index: int, reason: str, message: str, *, invalid: bool) -> bytes:
+    return frame_head(Reply(batch.batch, index, 1, 0.0, (), Refusal(invalid, reason, message)))
