@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from maas_inference.front.envoy_filter import envoy_binary, envoy_environment, filter_config, path_guard_config
@@ -20,7 +21,7 @@ class FrontSettings:
 
     public_listen: str
     """`host:port` to answer callers at."""
-    run_dir: str
+    run_dir: Path
     """Folder with the manager's socket."""
     concurrency: int
     """Envoy's worker threads; Python's loop is one more."""
@@ -30,7 +31,7 @@ class FrontSettings:
         """Read the variables. Raises SettingsInvalid with all that is wrong."""
         settings = cls(
             public_listen=environment.address("MAAS_PUBLIC_LISTEN"),
-            run_dir=environment.text("MAAS_RUN_DIR"),
+            run_dir=environment.folder("MAAS_RUN_DIR"),
             concurrency=environment.integer("MAAS_FRONT_CONCURRENCY", 1, low=1, high=64),
         )
         environment.check()
@@ -63,6 +64,8 @@ def main() -> None:
     except Failure as failure:
         print(f"maas_inference.front: {failure.message}", file=sys.stderr)
         sys.exit(EXIT_CANNOT_START)
+    # pyvoy puts the working directory before all else on the import path; this one holds nothing to import.
+    os.chdir(settings.run_dir)
     arguments = ["--config-yaml", json.dumps(bootstrap(settings)), "--concurrency", str(settings.concurrency)]
     os.execve(binary, [str(binary), *arguments, "--log-level", "warn", "--use-dynamic-base-id"], environment)
 

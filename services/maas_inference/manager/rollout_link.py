@@ -64,6 +64,7 @@ async def report(rollout: "RolloutServiceAsyncStub", replica: Replica, name: str
 def changed(desired: Desired, message: rollout_service_pb2.WatchDeploymentsResponse) -> Desired:
     """Return what is wanted after a message. A deployment that this program cannot read is left out and logged."""
     deployments: dict[DeploymentName, Targets] = {}
+    deleted = [name for name in desired.deployments if str(name) in message.deleted]
     for deployment in message.deployments:
         try:
             deployments[DeploymentName.parse(deployment.name)] = tuple(
@@ -74,7 +75,7 @@ def changed(desired: Desired, message: rollout_service_pb2.WatchDeploymentsRespo
     return desired.changed(
         is_snapshot=message.snapshot,
         deployments=deployments,
-        deleted=[DeploymentName.parse(name) for name in message.deleted],
+        deleted=deleted,
         resume_token=message.resume_token,
     )
 
