@@ -1,8 +1,9 @@
 """The client of a cluster, for programs. The `maas` command is written with it."""
 
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,16 +321,23 @@ class Client:
                     raise
         raise AssertionError("the last name returns or raises")
 
-    def watch_job(self, job: str) -> Iterator[Job]:
+    def watch_job(self, job: str, *, timeout: float | None = None) -> Iterator[Job]:
         """Yield the job now and after each change, and end with its final state.
 
-        A watch that breaks is opened again, so that a restart of the cluster goes unnoticed.
+        A watch that breaks is opened again, so that a restart of the cluster goes unnoticed. Without a timeout the
+        watch lasts as long as the job. Raises DeadlineExceededError.
         """
         name = _job_name(self.job(job).name)
+        end = math.inf if timeout is None else time.monotonic() + timeout
         pauses: Pauses | None = None
         while True:
+            remaining = end - time.monotonic()
+            if remaining <= 0:
+                raise DeadlineExceededError(
+                    f"{name} has not ended after {timeout:g} s; it goes on", code="DEADLINE_EXCEEDED", reason="JOB_RUNS"
+                )
             try:
-                with closing(self._open_watch(name)) as watch:
+                with closing(self._open_watch(name, min(_WATCH_SECONDS, remaining))) as watch:
                     for seen in watch:
                         pauses = None
                         yield seen
@@ -342,10 +350,10 @@ class Client:
                 if not pauses.wait():
                     raise
 
-    def wait_for_job(self, job: str) -> Job:
-        """Wait until a job has succeeded and return it. Raises JobFailed."""
+    def wait_for_job(self, job: str, *, timeout: float | None = None) -> Job:
+        """Wait until a job has succeeded and return it. Raises JobFailed, DeadlineExceededError."""
         last: Job | None = None
-        for last in self.watch_job(job):  # noqa: B007
+        for last in self.watch_job(job, timeout=timeout):  # noqa: B007
             pass
         if last is None:
             raise UnavailableError(f"the watch of {job} ended before it began", code="UNAVAILABLE")
@@ -522,17 +530,14 @@ class Client:
             return self._training.GetTrainingJob(training_service_pb2.GetTrainingJobRequest(name=str(name)))
         return self._compression.GetCompressionJob(compression_service_pb2.GetCompressionJobRequest(name=str(name)))
 
-    def _open_watch(self, name: JobName) -> Any:
+    def _open_watch(self, name: JobName, seconds: float) -> Generator[Job, None, None]:
         """Return a generator of jobs; closing it ends the call."""
         if name.collection == "trainingJobs":
             training = training_service_pb2.WatchTrainingJobRequest(name=str(name))
-            return (
-                message.training_job for message in self._training.WatchTrainingJob(training, timeout=_WATCH_SECONDS)
-            )
+            return (message.training_job for message in self._training.WatchTrainingJob(training, timeout=seconds))
         compression = compression_service_pb2.WatchCompressionJobRequest(name=str(name))
         return (
-            message.compression_job
-            for message in self._compression.WatchCompressionJob(compression, timeout=_WATCH_SECONDS)
+            message.compression_job for message in self._compression.WatchCompressionJob(compression, timeout=seconds)
         )
 
     def _upload(self, path: Path, progress: Progress) -> BlobName:

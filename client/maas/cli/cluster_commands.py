@@ -138,7 +138,7 @@ def status(home: Home = DEFAULT_HOME, endpoint: Endpoint = None, as_json: Json =
             }
         )
         return
-    say(f"cluster at {address}{f', supervisor {local.pid}' if local else ''}")
+    console().print(f"cluster at {address}{f', supervisor {local.pid}' if local else ''}\n", highlight=False)
     _show_processes(processes)
     _show_deployments(deployments)
     _show_loaded(replica)
