@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from maas_package.architectures import load_architecture
 from maas_package.package import Package
@@ -24,6 +25,10 @@ from maas_package.trainable import package_trained_model
 
 T = TypeVar("T")
 
+SERVICE_NAMES = [
+    f"maas.{name}.v1.{name.capitalize()}Service"
+    for name in ("registry", "training", "compression", "rollout", "inference")
+]
 WORDS = ["good", "bad", "film", "a", "the", "plot", "acting", "boring", "great", "it", "is", "was"]
 
 
@@ -80,7 +85,17 @@ class Cluster:
 
     def pids(self) -> dict[str, int]:
         """Process ids by process name, as the supervisor says."""
-        return {process["name"]: process["pid"] for process in self.json("status")["processes"]}
+        state = json.loads((self.home / "run" / "state.json").read_text())
+        return {process["name"]: process["pid"] for process in state["processes"]}
+
+    def is_healthy(self) -> bool:
+        """Whether every service says so at the gateway. Raises grpc.RpcError where one cannot be asked."""
+        with grpc.insecure_channel(self.endpoint) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answers = [
+                stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2) for service in SERVICE_NAMES
+            ]
+        return all(answer.status == health_pb2.HealthCheckResponse.SERVING for answer in answers)
 
     def logs(self) -> str:
         lines = []

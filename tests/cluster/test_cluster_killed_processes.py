@@ -54,8 +54,7 @@ class Traffic:
 
 def well_again(cluster: Cluster, deployment: str) -> bool:
     """Whether every service answers, and so does the deployment."""
-    health = cluster.json("status")
-    if not all(process["healthy"] for process in health["processes"]):
+    if not cluster.is_healthy():
         return False
     with Client(cluster.endpoint, timeout=2, retry_seconds=0) as client:
         client.predict(deployment, "a good film")
@@ -108,14 +107,12 @@ def test_what_was_acknowledged_is_there_after_every_service_was_killed(cluster: 
     for process in SERVICES:
         os.kill(pids[process], signal.SIGKILL)
     until(lambda: well_again(cluster, reviews), 2 * RECOVERY_SECONDS, "the cluster is well after all died")
-    model = cluster.json("models", "show", "reviews")
-    assert {version["name"] for version in model["versions"]} >= {
-        "models/reviews/versions/1",
-        "models/reviews/versions/2",
-    }
-    assert [alias["version"] for alias in model["aliases"] if alias["name"].endswith("/kept")] == [
-        "models/reviews/versions/2"
-    ]
+    with Client(cluster.endpoint) as client:
+        versions = {version.name for version in client.versions("reviews")}
+        assert versions >= {"models/reviews/versions/1", "models/reviews/versions/2"}
+        assert {alias.name: alias.version for alias in client.aliases("reviews")} == {
+            "models/reviews/aliases/kept": "models/reviews/versions/2"
+        }
 
 
 def test_unknown_calls_are_refused_by_the_gateway(cluster: Cluster) -> None:
