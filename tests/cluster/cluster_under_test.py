@@ -18,6 +18,7 @@ import grpc
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from maas.errors import MaasError
 from maas_package.architectures import load_architecture
 from maas_package.package import Package
 from maas_package.text import build_word_tokenizer
@@ -41,7 +42,7 @@ def until(found: Callable[[], T | None], seconds: float, what: str) -> T:
             answer = found()
             if answer:
                 return answer
-        except (grpc.RpcError, OSError, AssertionError, subprocess.SubprocessError) as error:
+        except (MaasError, grpc.RpcError, OSError, AssertionError, subprocess.SubprocessError) as error:
             last = error
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {what}; last: {last!r}")

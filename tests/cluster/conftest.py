@@ -9,7 +9,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster_under_test import Cluster, small_package, started_cluster
-
 from maas_package.package import Package
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from cluster_under_test import Cluster, until
 
+from cluster_under_test import Cluster, until
 from maas.client import Client
 from maas_engine.engine import open_engine
 from maas_engine.predictor import Predictor

@@ -8,8 +8,8 @@ from collections import Counter
 
 import grpc
 import pytest
-from cluster_under_test import Cluster, until
 
+from cluster_under_test import Cluster, until
 from maas.client import Client
 from maas.errors import MaasError
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from cluster_under_test import Cluster, free_port
 
 
