@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from maas.cli.data_commands import example_folder
 from maas.cli.output import bytes_text, short_version, write_table
 from maas.cli.progress import follow_job
-from maas.client import Client, Job, clip, fixed_point, int8, raise_unless_succeeded
+from maas.client import Client, clip, fixed_point, int8, raise_unless_succeeded
 from maas.compression.v1.compression_job_pb2 import CompressionJob
 from maas.errors import MaasError
 from maas.example_data import prepare_example
@@ -28,6 +28,7 @@ from maas.registry.v1.version_pb2 import Evaluation
 from maas.supervisor.cluster import check_port_free
 from maas.supervisor.failures import PortTaken
 from maas.supervisor.run import start_detached, stop_cluster
+from maas.training.v1.training_job_pb2 import TrainingJob
 
 NAME = "reviews"
 TEXT = "This is a sample text."
@@ -37,6 +38,10 @@ USUAL_PORT = 8080
 LEAST_ACCURACY = 0.735
 LEAST_SHRINKING = 3.0
 MOST_ACCURACY_LOST = 0.01
+
+_MOVED_SECONDS = 5.0
+
+JobT = TypeVar("JobT", TrainingJob, CompressionJob)
 
 
 class PromiseBroken(MaasError):
@@ -140,34 +145,42 @@ def _loop(client: Client, steps: Steps) -> None:
         client.deploy(NAME, [trained.result_version], actor="demo", reason="first version")
         client.wait_until_ready(NAME)
     with steps.step("compress it three ways: clip, fixed_point, int8"):
-        started = [
-            client.compress(trained.result_version, [technique]) for technique in (clip(), fixed_point(), int8())
-        ]
+        techniques = (clip(), fixed_point(), int8())
+        started = [client.compress(trained.result_version, [technique]) for technique in techniques]
         compressed = [_follow(client, job) for job in started]
         for job in compressed:
-            print(
-                f"    {short_version(job.result_version)} {job.recipe[0].WhichOneof('technique')}: {job.report.verdict}"
-            )
-    smallest = compressed[-1].result_version
-    traffic = Traffic(client.endpoint, {})
+            print(f"    {short_version(job.result_version)} {_recipe(job)}: {job.report.verdict}")
     with steps.step("move the deployment to int8 while requests flow: the new version starts before the old one stops"):
-        with traffic.flowing():
-            client.deploy(NAME, [smallest], actor="demo", reason="smaller and faster")
-            client.wait_until_ready(NAME)
-        answered = ", ".join(f"{count} by version {version}" for version, count in sorted(traffic.answered.items()))
-        print(f"    answered: {answered}; failed: {traffic.failed}")
+        traffic = _move(client, compressed[-1].result_version)
     with steps.step("call it by REST"):
-        print(
-            f"    curl -X POST -H 'Content-Type: application/json' -d '{json.dumps({'text': TEXT})}' "
-            f"{client.endpoint}/predict"
-        )
+        body = json.dumps({"text": TEXT})
+        print(f"    curl -X POST -H 'Content-Type: application/json' -d '{body}' {client.endpoint}/predict")
         print(f"    {json.dumps(_call_by_rest(client.endpoint))}")
     with steps.step("call it by gRPC, over the Open Inference Protocol"):
         for text in ("A gripping, beautiful film.", "Dull, long and badly acted."):
-            print(f"    {text!r}: {client.predict(NAME, text)}")
+            found = client.predict(NAME, text)
+            probability = found.probabilities[found.predicted]
+            print(f"    {text!r}: {found.predicted}, probability {probability:.3f}, version {found.version}")
     print()
     _show(trained, compressed)
     _check(trained.evaluation, compressed[-1], traffic)
+
+
+def _move(client: Client, version: str) -> Traffic:
+    """Let another version answer, and return how requests fared meanwhile."""
+    traffic = Traffic(client.endpoint, {})
+    with traffic.flowing():
+        client.deploy(NAME, [version], actor="demo", reason="smaller and faster")
+        client.wait_until_ready(NAME)
+        number = version.rpartition("/")[2]
+        end = time.monotonic() + _MOVED_SECONDS
+        while number not in traffic.answered and time.monotonic() < end:
+            time.sleep(0.01)
+    answered = ", ".join(f"{count} by version {version}" for version, count in sorted(traffic.answered.items()))
+    print(f"    answered: {answered}; failed: {traffic.failed}")
+    if number not in traffic.answered:
+        raise PromiseBroken(f"version {number} answered nothing within {_MOVED_SECONDS:g} s of being ready")
+    return traffic
 
 
 def usual_or_free_port() -> int:
@@ -179,9 +192,9 @@ def usual_or_free_port() -> int:
     return USUAL_PORT
 
 
-def _follow(client: Client, job: Any) -> Any:
+def _follow(client: Client, job: JobT) -> JobT:
     """Wait until a job has succeeded, with a bar where somebody looks."""
-    last: Job = follow_job(client, job)
+    last = cast(JobT, follow_job(client, job))
     raise_unless_succeeded(last)
     return last
 
@@ -208,7 +221,7 @@ def _quality(evaluation: Evaluation) -> str:
     return f"{evaluation.metric} {evaluation.value:.3f} [{evaluation.low:.3f}, {evaluation.high:.3f}]"
 
 
-def _show(trained: Any, compressed: Sequence[CompressionJob]) -> None:
+def _show(trained: TrainingJob, compressed: Sequence[CompressionJob]) -> None:
     """Write the table: each child beside its parent, measured in the same run."""
     rows = [
         (
@@ -222,10 +235,10 @@ def _show(trained: Any, compressed: Sequence[CompressionJob]) -> None:
         )
         for job in compressed
     ]
-    print(f"{short_version(trained.result_version)} -> its children, each measured beside it on onnxruntime, 1 thread:")
-    write_table(
-        ("VERSION", "RECIPE", "ACCURACY [95 %]", "SERVED FILE", "P50 OF 1 ROW", "ROWS/S, BATCHES OF 32", "AGREES"), rows
-    )
+    hardware = compressed[-1].report.after.hardware
+    print(f"{short_version(trained.result_version)} -> each child, measured in turn in the same run on {hardware}:")
+    columns = ("VERSION", "RECIPE", "ACCURACY [95 %]", "SERVED FILE", "P50 OF 1 ROW", "ROWS/S BY 32", "AGREEMENT")
+    write_table(columns, rows)
 
 
 def _check(trained: Evaluation, smallest: CompressionJob, traffic: Traffic) -> None:

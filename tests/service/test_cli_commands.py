@@ -109,7 +109,7 @@ def test_a_model_is_shown_with_its_versions_and_aliases(maas: Maas, reviews: str
         ("models/reviews/aliases/best", "models/reviews/versions/1")
     ]
     assert shown["version_count"] == 2, "numbers are numbers"
-    assert "best" in maas("models", "show", "reviews").stdout
+    assert "reviews@1  best" in maas("models", "show", "reviews").stdout
     maas("models", "alias", "reviews", "best", "--delete")
     assert not document(maas("models", "show", "reviews", "--json"))["aliases"]
 

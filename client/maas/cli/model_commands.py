@@ -202,21 +202,18 @@ def quality_text(version: "Version") -> str:
 
 def write_versions(versions: "list[Version]", aliases: "list[Alias]") -> None:
     """Write versions as a table."""
-    called = {
-        version.name: [last_segment(one.name) for one in aliases if one.version == version.name] for version in versions
-    }
     write_table(
         ("VERSION", "ALIASES", "MADE", ">SIZE", "RECIPE", "PARENT", ">QUALITY", "VERDICT"),
         (
             (
                 short_version(one.name),
-                called[one.name],
+                ", ".join(_ids(aliases, one.name)),
                 ago_text(one.create_time),
                 bytes_text(one.size_bytes),
                 ", ".join(one.recipe),
                 short_version(one.parent_version),
                 f"{one.evaluation.value:.3f}" if one.HasField("evaluation") else "",
-                one.compression_report.verdict[:80],
+                one.compression_report.verdict.partition(";")[0],
             )
             for one in versions
         ),
