@@ -25,6 +25,11 @@ from maas_runtime.failures import (
 
 DETAILS_KEY = "grpc-status-details-bin"
 
+# Failures quote what a caller sent, which may be long, and all of it travels in trailers, of which clients take 8 KiB.
+_MESSAGE_BYTES = 800
+_TEXT_BYTES = 160
+_VIOLATIONS = 8
+
 STATUS_OF_KIND: dict[type[Failure], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
@@ -78,7 +83,9 @@ def _wire_error(
     request_id: str,
     detail: Message | None,
 ) -> WireError:
+    message = _shortened(message, _MESSAGE_BYTES)
     status = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=message)
+    metadata = {key: _shortened(value, _TEXT_BYTES) for key, value in metadata.items()}
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata))
     if request_id:
         status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
@@ -87,23 +94,35 @@ def _wire_error(
     return WireError(code, message, status)
 
 
+def _shortened(text: str, most_bytes: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= most_bytes:
+        return text
+    return encoded[: most_bytes - 3].decode(errors="ignore") + "…"
+
+
 def _detail(failure: Failure) -> Message | None:
     detail: Message | None = None
+    description = _shortened(failure.message, _TEXT_BYTES)
     match failure:
         case InvalidInput(violations=violations) if violations:
             detail = error_details_pb2.BadRequest(
                 field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in violations
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=_shortened(v.field, _TEXT_BYTES), description=_shortened(v.description, _TEXT_BYTES)
+                    )
+                    for v in violations[:_VIOLATIONS]
                 ]
             )
         case NotFound(name=name) | AlreadyExists(name=name) | DataCorrupt(name=name):
-            detail = error_details_pb2.ResourceInfo(resource_name=name, description=failure.message)
+            detail = error_details_pb2.ResourceInfo(
+                resource_name=_shortened(name, _TEXT_BYTES), description=description
+            )
         case NotAllowedNow(name=name):
             detail = error_details_pb2.PreconditionFailure(
                 violations=[
                     error_details_pb2.PreconditionFailure.Violation(
-                        type=failure.reason, subject=name, description=failure.message
+                        type=failure.reason, subject=_shortened(name, _TEXT_BYTES), description=description
                     )
                 ]
             )

@@ -429,3 +429,14 @@ async def test_a_download_that_is_wrong_says_how(
     await put(registry, CONTENT)
     error = await error_of(download(registry, name, offset))
     assert (error.code, error.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("name", ["models/" + "a" * 2**20, "ü" * 2**18, "\x00\n" * 2**16])
+async def test_a_name_however_long_is_answered_with_status_and_reason(
+    registry: "RegistryServiceAsyncStub", name: str
+) -> None:
+    error = await error_of(registry.GetModel(messages.GetModelRequest(name=name), timeout=5))
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "RESOURCE_NAME_INVALID")
+    request = messages.CreateModelRequest(model_id=name, model=model_pb2.Model(tags={name: name}))
+    error = await error_of(registry.CreateModel(request, timeout=5))
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "REQUEST_INVALID")
