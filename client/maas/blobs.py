@@ -19,6 +19,7 @@ ATTEMPTS = 5
 """How often a broken transfer is taken up again before its error is raised."""
 
 _STALL_SECONDS = 600.0
+_MAY_PASS = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED"})
 
 Progress = Callable[[int], None]
 """Told of the number of bytes that were just moved."""
@@ -112,6 +113,8 @@ def _upload(
 
 def _wait_or_raise(error: grpc.RpcError, attempt: int) -> None:
     translated: MaasError = from_rpc_error(error)
-    if attempt == ATTEMPTS or translated.code not in {"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED"}:
+    # The last of a broken upload's bytes may have arrived after the registry was asked how many there are.
+    may_pass = translated.reason == "UPLOAD_OFFSET_MISMATCH"
+    if attempt == ATTEMPTS or not (may_pass or translated.code in _MAY_PASS):
         raise translated from error
     time.sleep(min(2.0, 0.2 * 2**attempt))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from maas.blobs import upload_blob
+from maas.names import BlobName
 from maas.registry.v1 import blob_pb2, version_pb2
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -144,6 +146,33 @@ async def test_all_that_was_acknowledged_before_a_kill_is_there_afterwards(tmp_p
             assert b"".join([response.chunk async for response in call]) == CONTENT
         process.terminate()
         assert process.wait(timeout=30) == 0
+
+
+async def test_an_upload_by_the_client_goes_on_after_the_registry_was_killed_and_started_again(tmp_path: Path) -> None:
+    file = tmp_path / "content"
+    file.write_bytes(CONTENT)
+    sent = 0
+    loop, half_sent = asyncio.get_running_loop(), asyncio.Event()
+
+    def progress(size_bytes: int) -> None:
+        nonlocal sent
+        sent += size_bytes
+        if sent > len(CONTENT) // 2:
+            loop.call_soon_threadsafe(half_sent.set)
+
+    def upload() -> BlobName:
+        with grpc.insecure_channel(f"unix:{tmp_path}/r.sock") as channel:
+            return upload_blob(channel, file, progress)
+
+    with process_in(tmp_path) as process:
+        async with stub_in(tmp_path):
+            uploading = asyncio.create_task(asyncio.to_thread(upload))
+            await asyncio.wait_for(half_sent.wait(), timeout=30)
+        process.send_signal(signal.SIGKILL)
+    with process_in(tmp_path):
+        assert str(await asyncio.wait_for(uploading, timeout=60)) == NAME
+        async with stub_in(tmp_path) as registry:
+            assert (await registry.GetBlob(messages.GetBlobRequest(name=NAME), timeout=5)).committed
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence_and_its_own_exit_status(tmp_path: Path) -> None:
