@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,38 +71,40 @@ def test_what_a_log_could_not_take_is_counted(tmp_path: Path) -> None:
     assert (folder / "x.log").read_bytes() == b"[5 bytes could not be written here]\nkept\n"
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A home with its folders made; the one for sockets may be elsewhere, for tests have long paths."""
+    home = Home(tmp_path / "home")
+    make_folders(home)
+    yield home
+    remove_run_files(home)
+
+
 def state_of(home: Home, processes: tuple[ProcessState, ...] = ()) -> ClusterState:
     return ClusterState(os.getpid(), 1, 8080, str(home.default_run_dir), 1.5, True, processes)
 
 
-def test_a_state_reads_as_it_was_written(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    make_folders(home)
+def test_a_state_reads_as_it_was_written(home: Home) -> None:
     state = state_of(home, (ProcessState("registry", 7, 8, "ready", 1, 2.5, "ended"),))
     write_state(home, state)
     assert read_state(home) == state
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": 99}', '{"schema": 1, "processes": [{}]}'])
-def test_a_state_that_is_not_understood_is_no_state(tmp_path: Path, content: str) -> None:
-    home = Home(tmp_path)
-    make_folders(home)
+def test_a_state_that_is_not_understood_is_no_state(home: Home, content: str) -> None:
     home.state_file.write_text(content)
     assert read_state(home) is None
     assert end_leftovers(home) == []
 
 
-def test_a_process_that_only_has_the_number_of_an_old_one_is_left_alone(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    make_folders(home)
+def test_a_process_that_only_has_the_number_of_an_old_one_is_left_alone(home: Home) -> None:
     stranger = ProcessState("registry", os.getpid(), start_ticks(os.getpid()) + 1, "ready", 0, 0.0)
     write_state(home, state_of(home, (stranger,)))
     assert end_leftovers(home) == []
 
 
-def test_a_folder_that_is_not_ours_is_never_removed(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    make_folders(home)
+def test_a_folder_that_is_not_ours_is_never_removed(home: Home, tmp_path: Path) -> None:
+    remove_run_files(home)
     precious = tmp_path / "precious"
     precious.mkdir()
     home.run_pointer.write_text(json.dumps({"run_dir": str(precious)}))
