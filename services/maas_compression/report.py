@@ -16,6 +16,10 @@ class Findings:
 
     before: version_pb2.Measurement
     after: version_pb2.Measurement
+    latency_gain: float
+    """How many times less time a single row took, at least."""
+    throughput_gain: float
+    """How many times more rows a second there were, at least."""
     quality_before: version_pb2.Evaluation
     quality_after: version_pb2.Evaluation
     agreement: float
@@ -25,7 +29,7 @@ def judge_findings(findings: Findings) -> version_pb2.CompressionReport:
     """Return the whole report."""
     before, after = findings.before, findings.after
     smaller = after.servable_bytes <= SMALLER_SHARE * before.servable_bytes
-    faster = max(_throughput_gain(findings), _latency_gain(findings)) >= FASTER_FACTOR
+    faster = max(findings.throughput_gain, findings.latency_gain) >= FASTER_FACTOR
     return version_pb2.CompressionReport(
         before=before,
         after=after,
@@ -36,14 +40,6 @@ def judge_findings(findings: Findings) -> version_pb2.CompressionReport:
         faster=faster,
         verdict=_verdict(findings, smaller=smaller, faster=faster),
     )
-
-
-def _throughput_gain(findings: Findings) -> float:
-    return findings.after.throughput_rows / findings.before.throughput_rows
-
-
-def _latency_gain(findings: Findings) -> float:
-    return findings.before.latency_p50_ms / findings.after.latency_p50_ms
 
 
 def _verdict(findings: Findings, *, smaller: bool, faster: bool) -> str:
@@ -60,17 +56,17 @@ def _verdict(findings: Findings, *, smaller: bool, faster: bool) -> str:
 
 
 def _speed_text(findings: Findings) -> str:
-    throughput, latency = _throughput_gain(findings), _latency_gain(findings)
-    if throughput >= latency:
-        return f"{throughput:.1f} times as many rows a second"
-    return f"{latency:.1f} times faster for a single row"
+    before, after = findings.before, findings.after
+    if findings.throughput_gain >= findings.latency_gain:
+        return f"{after.throughput_rows / before.throughput_rows:.1f} times as many rows a second"
+    return f"{before.latency_p50_ms / after.latency_p50_ms:.1f} times faster for a single row"
 
 
 def _cost_text(findings: Findings) -> str:
     before, after = findings.quality_before, findings.quality_after
     points = (after.value - before.value) * 100
-    change = f"{after.metric} {before.value:.3f} -> {after.value:.3f} ({points:+.1f} points"
-    inside = before.low <= after.value <= before.high
+    where = "within" if before.low <= after.value <= before.high else "outside"
     return (
-        f"{change}, {'within' if inside else 'outside'} the parent's interval), {findings.agreement:.1%} same answers"
+        f"{after.metric} {before.value:.4f} -> {after.value:.4f} ({points:+.2f} points, {where} the parent's "
+        f"interval), {findings.agreement * 100:.2f} % same answers"
     )

@@ -1,6 +1,8 @@
 """The step `compress`: the recipe, applied to the source, and the report on what it changed."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +10,14 @@ from google.protobuf.json_format import MessageToDict
 
 from maas.names import DatasetVersionName
 from maas.registry.v1 import version_pb2
+from maas_compression.comparison import THREADS, Contender, compare
 from maas_compression.report import Findings, judge_findings
 from maas_compression.spec import JUDGING_SPLIT, RESULT_FOLDER, SOURCE_FOLDER, CompressionSpec
 from maas_compression.techniques import apply_technique
 from maas_compression.weights import count_weights
 from maas_engine.engine import choose_servable
-from maas_engine.measure import measure
-from maas_engine.predictor import open_predictor
-from maas_engine.quality import Evaluation, agreement, evaluate
+from maas_engine.predictor import Predictor, open_predictor
+from maas_engine.quality import agreement, evaluate
 from maas_jobs.job import JsonObject
 from maas_jobs.labelled_rows import LabelledRows, check_labels, read_labelled_rows
 from maas_jobs.step import Reporter, StepRequest, run_step
@@ -35,14 +37,22 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
     if source.manifest.labels:
         check_labels(rows, JUDGING_SPLIT, len(source.manifest.labels))
     result = _apply_recipe(spec, source, request.folder, report)
-    report.progress(_MEASURE, "measure")
-    pair = [(package, choose_servable(package)) for package in (source, result)]
-    before, after = measure(pair, rows.texts)
-    # So that whoever serves it knows how fast it is.
-    servable = replace(pair[1][1], measurements=(after,))
-    result = write_package(result.folder, replace(result.manifest, servables=(servable,), files=()))
-    report.progress(_JUDGE, "judge")
-    findings = _judge(source, before, result, after, rows, spec.dataset_version)
+    with _contender(source) as before, _contender(result) as after:
+        report.progress(_MEASURE, "measure")
+        comparison = compare(before, after, rows.texts)
+        report.progress(_JUDGE, "judge")
+        # So that whoever serves the result knows how fast it is.
+        servable = replace(after.servable, measurements=(comparison.after,))
+        result = write_package(result.folder, replace(result.manifest, servables=(servable,), files=()))
+        findings = Findings(
+            before=_measurement(source, comparison.before),
+            after=_measurement(result, comparison.after),
+            latency_gain=comparison.latency_gain,
+            throughput_gain=comparison.throughput_gain,
+            quality_before=_evaluation(before.predictor, rows, spec.dataset_version),
+            quality_after=_evaluation(after.predictor, rows, spec.dataset_version),
+            agreement=agreement(before.predictor, after.predictor, rows.texts),
+        )
     message = judge_findings(findings)
     report.log(message.verdict)
     report.metrics(
@@ -73,27 +83,20 @@ def _apply_recipe(spec: CompressionSpec, source: Package, folder: Path, report: 
     return package
 
 
-def _judge(
-    source: Package,
-    before: Measurement,
-    result: Package,
-    after: Measurement,
-    rows: LabelledRows,
-    dataset_version: DatasetVersionName,
-) -> Findings:
-    first, second = open_predictor(source), open_predictor(result)
+@contextmanager
+def _contender(package: Package) -> Iterator[Contender]:
+    servable = choose_servable(package)
+    predictor = open_predictor(package, servable, THREADS)
     try:
-        qualities = [
-            _evaluation(evaluate(predictor, rows.texts, rows.labels), dataset_version) for predictor in (first, second)
-        ]
-        agreed = agreement(first, second, rows.texts)
+        yield Contender(package, servable, predictor)
     finally:
-        first.close()
-        second.close()
-    return Findings(_measurement(source, before), _measurement(result, after), qualities[0], qualities[1], agreed)
+        predictor.close()
 
 
-def _evaluation(quality: Evaluation, dataset_version: DatasetVersionName) -> version_pb2.Evaluation:
+def _evaluation(
+    predictor: Predictor, rows: LabelledRows, dataset_version: DatasetVersionName
+) -> version_pb2.Evaluation:
+    quality = evaluate(predictor, rows.texts, rows.labels)
     return version_pb2.Evaluation(
         metric=quality.metric,
         value=quality.value,

@@ -66,7 +66,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     z2_n = _Z_95**2 / trials
     centre = (share + z2_n / 2) / (1 + z2_n)
     half = _Z_95 / (1 + z2_n) * math.sqrt(share * (1 - share) / trials + z2_n / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Where all or none succeeded, rounding could leave the share itself outside.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def _batches(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

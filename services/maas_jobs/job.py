@@ -78,7 +78,7 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of every job of a kind: a module that is run as a process, and what it may take.
+    """One step of every job of a kind: a module that is run as a process.
 
     `share` is its part of the job's progress. A step may run twice, so doing it again must do no harm.
     """
@@ -86,8 +86,14 @@ class Step:
     name: str
     module: str
     share: float
-    time_limit_seconds: float
-    memory_limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What one step may take: time, and resident memory of its process and that one's children."""
+
+    seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from maas_jobs.job import (
     JsonObject,
     LogLine,
     Step,
+    StepLimits,
 )
 from maas_jobs.metrics import JobMetrics
 from maas_jobs.reports import Log, Metrics, Progress, Report
@@ -60,6 +61,7 @@ class Jobs:
         self,
         collection: str,
         steps: Sequence[Step],
+        limits: StepLimits,
         store: DurableJobs,
         folder: Path,
         registry_address: str,
@@ -69,6 +71,7 @@ class Jobs:
     ) -> None:
         self._collection = collection
         self._steps = {step.name: step for step in steps}
+        self._limits = limits
         self._store = store
         self._files = JobFiles(folder)
         self._registry_address = registry_address
@@ -243,7 +246,7 @@ class Jobs:
         try:
             for wait_seconds in (*_RETRY_SECONDS, None):
                 try:
-                    return await supervise_step(step, folder, take)
+                    return await supervise_step(step, self._limits, folder, take)
                 except StepFailed as failure:
                     if failure.error.code != "UNAVAILABLE" or wait_seconds is None:
                         raise

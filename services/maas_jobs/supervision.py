@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from maas_jobs.job import JobError, JsonObject, Step
+from maas_jobs.job import JobError, JsonObject, Step, StepLimits
 from maas_jobs.reports import Done, Failed, Report, decode_report
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ class StepFailed(Exception):
         self.error = error
 
 
-async def supervise_step(step: Step, folder: Path, on_report: Callable[[Report], None]) -> JsonObject:
+async def supervise_step(
+    step: Step, limits: StepLimits, folder: Path, on_report: Callable[[Report], None]
+) -> JsonObject:
     """Run the step's module on a job's folder and return its result.
 
     Raises StepFailed: over a limit, ended by a signal, broken, or for the reason that the step itself gave. Cancelling
@@ -55,8 +57,8 @@ async def supervise_step(step: Step, folder: Path, on_report: Callable[[Report],
             limit=_MAX_LINE_BYTES,
         )
     try:
-        async with asyncio.timeout(step.time_limit_seconds), asyncio.TaskGroup() as group:
-            memory = group.create_task(_end_over_memory(process, step))
+        async with asyncio.timeout(limits.seconds), asyncio.TaskGroup() as group:
+            memory = group.create_task(_end_over_memory(process, step, limits))
             last = await _read_reports(process, on_report)
             status = await process.wait()
             memory.cancel()
@@ -65,7 +67,7 @@ async def supervise_step(step: Step, folder: Path, on_report: Callable[[Report],
             JobError(
                 "DEADLINE_EXCEEDED",
                 "JOB_STEP_OVER_TIME",
-                f"the step {step.name} took longer than {step.time_limit_seconds:g} s; ask for less work",
+                f"the step {step.name} took longer than {limits.seconds:g} s; ask for less work",
             )
         ) from error
     finally:
@@ -95,13 +97,13 @@ async def _read_reports(process: asyncio.subprocess.Process, on_report: Callable
     return last
 
 
-async def _end_over_memory(process: asyncio.subprocess.Process, step: Step) -> JobError:
+async def _end_over_memory(process: asyncio.subprocess.Process, step: Step, limits: StepLimits) -> JobError:
     """End the process when it and its children have more resident memory than the step may; return that as an error.
 
     RLIMIT_AS would count torch's reserved address space, which is many times what it uses.
     """
     used = 0
-    while used <= step.memory_limit_bytes:
+    while used <= limits.memory_bytes:
         await asyncio.sleep(_MEMORY_POLL_SECONDS)
         used = _resident_bytes(process.pid)
     _signal(process, signal.SIGKILL)
@@ -109,7 +111,7 @@ async def _end_over_memory(process: asyncio.subprocess.Process, step: Step) -> J
         "RESOURCE_EXHAUSTED",
         "JOB_STEP_OVER_MEMORY",
         f"the step {step.name} used {used / 2**20:,.0f} MiB, more than the "
-        f"{step.memory_limit_bytes / 2**20:,.0f} MiB it may",
+        f"{limits.memory_bytes / 2**20:,.0f} MiB it may",
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from maas_jobs.durable import DurableJobs
-from maas_jobs.job import Job, JobNotFound, JobQueueFull, JobState, JsonObject, Step
+from maas_jobs.job import Job, JobNotFound, JobQueueFull, JobState, JsonObject, Step, StepLimits
 from maas_jobs.jobs import Jobs
 from maas_jobs.metrics import JobMetrics
 from maas_runtime.paging import PageTokenInvalid
@@ -78,12 +78,15 @@ def step_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def running_jobs(
     folder: Path, *, seconds: float = 30.0, max_waiting: int = 100, megabytes: int = 1000
 ) -> AsyncIterator[Jobs]:
-    steps = [Step(name, f"trial_{name}", 0.5, seconds, megabytes * 2**20) for name in ("one", "two")]
+    steps = [Step(name, f"trial_{name}", 0.5) for name in ("one", "two")]
+    limits = StepLimits(seconds, megabytes * 2**20)
     store = DurableJobs("maas-trial", folder / "jobs.sqlite", [step.name for step in steps], 1, poll_seconds=0.02)
     metrics = JobMetrics(CollectorRegistry())
     async with (
         store,
-        Jobs("trainingJobs", steps, store, folder / "jobs", "unix:none", metrics, max_waiting=max_waiting) as jobs,
+        Jobs(
+            "trainingJobs", steps, limits, store, folder / "jobs", "unix:none", metrics, max_waiting=max_waiting
+        ) as jobs,
     ):
         yield jobs
 
