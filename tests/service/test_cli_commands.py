@@ -192,6 +192,8 @@ def test_texts_come_from_options_lines_and_json(maas: Maas, reviews: str, tmp_pa
         ("so bad", "negative"),
     ]
     assert [one["predicted"] for one in document(maas("predict", "live", "-f", str(texts), "--json"))] == [1, 0]
+    body = maas("predict", "live", "-f", "-", "--json", stdin='{"text": "good"}')
+    assert [one["predicted"] for one in document(body)] == [1]
     piped = maas("predict", "live", "--file", "-", stdin="good\n" * 150)
     assert piped.stdout.count("positive") == 150
 

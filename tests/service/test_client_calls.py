@@ -122,6 +122,12 @@ def test_a_failed_job_raises_what_the_job_said(client: Client, cluster: PlainClu
     assert caught.value.code == "INVALID_ARGUMENT"
 
 
+def test_waiting_for_a_job_ends_when_the_time_is_over(client: Client) -> None:
+    job = client.train("reviews", "reviews")
+    with pytest.raises(DeadlineExceededError, match="it goes on"):
+        client.wait_for_job(job.name, timeout=0.0)
+
+
 def test_a_job_is_found_by_its_id_alone(client: Client, package: Path) -> None:
     client.push_package(package, "reviews")
     client.train("reviews", "reviews")

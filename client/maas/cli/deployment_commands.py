@@ -134,7 +134,7 @@ def predict(
         typer.Option(
             "--file",
             "-f",
-            help="A text a line; or JSON: a list of texts, or tensors by name. - is standard input.",
+            help="A text a line; or JSON: texts, as /predict takes them, or tensors by name. - is standard input.",
             allow_dash=True,
         ),
     ] = None,
@@ -219,9 +219,13 @@ def _read_inputs(file: Path) -> list[str] | Mapping[str, Any]:
         found = json.loads(content)
     except ValueError as error:
         raise InvalidInputError(f"{file} begins like JSON, but is none: {error}", reason="INPUT_INVALID") from error
-    if isinstance(found, list) and all(isinstance(one, str) for one in found):
-        return found
+    if isinstance(found, Mapping) and len(found) == 1 and not found.keys().isdisjoint({"text", "texts"}):
+        # The body of POST /predict.
+        (texts,) = found.values()
+        found = [texts] if isinstance(texts, str) else texts
     if isinstance(found, Mapping):
+        return found
+    if isinstance(found, list) and all(isinstance(one, str) for one in found):
         return found
     raise InvalidInputError(f"{file}: write a list of texts, or tensors by name", reason="INPUT_INVALID")
 

@@ -48,13 +48,13 @@ def show_error(error: MaasError, *, verbose: bool) -> None:
                 print(f"  {name}: {value}", file=sys.stderr)
 
 
-def explained(error: MaasError, endpoint: str) -> MaasError:
-    """Return ClusterUnreachable for an error that only means that nobody listens at the endpoint."""
-    if not isinstance(error, UnavailableError) or error.reason:
-        return error
+def is_unreachable(error: UnavailableError, endpoint: str) -> bool:
+    """Return whether the error only means that nobody listens at the endpoint."""
+    if error.reason:  # somebody gave it
+        return False
     host, _, port = endpoint.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return error
+            return False
     except (OSError, ValueError):
-        return ClusterUnreachable(endpoint)
+        return True

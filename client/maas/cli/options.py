@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maas.cli.errors import explained
-from maas.errors import MaasError
+from maas.cli.errors import ClusterUnreachable, is_unreachable
+from maas.errors import UnavailableError
 
 if TYPE_CHECKING:
     from maas.client import Client
@@ -53,8 +53,10 @@ def connected(endpoint: str | None, *, retry_seconds: float = _RETRY_SECONDS) ->
     try:
         with Client(address, retry_seconds=retry_seconds) as client:
             yield client
-    except MaasError as error:
-        raise explained(error, address) from error
+    except UnavailableError as error:
+        if not is_unreachable(error, address):
+            raise
+        raise ClusterUnreachable(address) from error
 
 
 def who_asks() -> str:

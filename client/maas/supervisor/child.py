@@ -88,16 +88,21 @@ class Child:
         try:
             while not self._stopping.is_set():
                 started = time.monotonic()
-                status = await self._run_once()
+                try:
+                    status = await self._run_once()
+                    ended = f"ended with {_status_text(status)}"
+                except OSError as error:  # no memory or no process left for it now
+                    status, ended = os.EX_OSERR, f"cannot be started: {error.strerror}"
                 if self._stopping.is_set():
                     break
-                ended = f"ended with {_status_text(status)}"
                 if status == EXIT_CANNOT_START and not self._was_ready:
                     self._set("stopped", pid=0, message=ended)
                     self._cannot_start(self.last_line() or f"{self.spec.name} {ended}")
                     return
+                if status == EXIT_CANNOT_START:
+                    ended += f": {self.last_line()}"
                 wait = backoff.after(time.monotonic() - started)
-                self._set("waiting", pid=0, restarts=self.state.restarts + 1, message=self._why(ended, status))
+                self._set("waiting", pid=0, restarts=self.state.restarts + 1, message=ended)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), wait)
             self._set("stopped", pid=0)
@@ -128,36 +133,40 @@ class Child:
 
     async def _run_once(self) -> int:
         """Start the process and return its exit status when it has ended, with whatever it started."""
+        self._tail = b""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
-        loop = asyncio.get_running_loop()
-        self._tail = b""
         try:
-            # A session of its own: Ctrl-C in the terminal is for the supervisor, and the group can be ended as one.
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), *self.spec.command),
-                env=dict(self.spec.environment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=write_end,
-                stderr=write_end,
-                start_new_session=True,
-            )
+            process = await self._start(write_end)
         except BaseException:
             os.close(read_end)
             raise
         finally:
             os.close(write_end)
-        loop.add_reader(read_end, self._hear, read_end)
+        asyncio.get_running_loop().add_reader(read_end, self._hear, read_end)
         self._set("starting", pid=process.pid, start=start_ticks(process.pid), message="")
-        waiting = asyncio.create_task(self._wait_until_ready())
         try:
-            if self._stopping.is_set():
-                kill_group(process.pid)
-            return await process.wait()
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(self._wait_until_ready())
+                if self._stopping.is_set():
+                    kill_group(process.pid)
+                status = await process.wait()
+                waiting.cancel()
+            return status
         finally:
-            waiting.cancel()
             kill_group(process.pid)
             await self._hear_the_rest(read_end)
+
+    async def _start(self, output: int) -> asyncio.subprocess.Process:
+        # A session of its own: Ctrl-C in the terminal is for the supervisor, and the group can be ended as one.
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), *self.spec.command),
+            env=dict(self.spec.environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
     async def _wait_until_ready(self) -> None:
         while not await self.spec.ready():  # noqa: ASYNC110 - another process cannot set an event
@@ -185,9 +194,6 @@ class Child:
             await asyncio.sleep(0.001)
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
-
-    def _why(self, ended: str, status: int) -> str:
-        return f"{ended}: {self.last_line()}" if status == EXIT_CANNOT_START else ended
 
     def _set(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import select
@@ -89,7 +90,8 @@ def detach(folder: Path, command: Sequence[str], timeout: float) -> ClusterState
         home.logs.mkdir(parents=True, exist_ok=True)
         log = home.log_file("supervisor").open("ab")
     read_end, write_end = os.pipe()
-    with log, open(read_end, "rb") as reader:
+    # Unbuffered, so that select tells of every line that was not read yet.
+    with log, open(read_end, "rb", buffering=0) as reader:
         try:
             # What is started here forks and ends; the supervisor itself is nobody's child and outlives the caller.
             subprocess.run(
@@ -106,11 +108,11 @@ def detach(folder: Path, command: Sequence[str], timeout: float) -> ClusterState
             raise CannotStart(f"the supervisor does not start; see {log.name}") from error
         finally:
             os.close(write_end)
-        pid = int(reader.readline() or 0)
+        pid = int(_read_line(reader, timeout) or 0)
         if not pid:
             raise CannotStart(f"the supervisor does not start; see {log.name}")
         try:
-            told = reader.readline() if select.select([reader], [], [], timeout)[0] else b""
+            told = _read_line(reader, timeout)
         except BaseException:
             _end(pid)
             raise
@@ -122,6 +124,11 @@ def detach(folder: Path, command: Sequence[str], timeout: float) -> ClusterState
     if "problem" in word:
         raise problem_of(word)
     raise CannotStart(f"the supervisor ended, or said nothing for {timeout:g} s; see {log.name}")
+
+
+def _read_line(reader: io.FileIO, timeout: float) -> bytes:
+    """Return the next line; nothing when there is none in time, or when the writer has ended."""
+    return reader.readline() if select.select([reader], [], [], timeout)[0] else b""
 
 
 class Notifier:
