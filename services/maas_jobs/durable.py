@@ -20,7 +20,8 @@ from dbos import DBOS, EnqueueOptions, Serializer, WorkflowStatus
 from sqlalchemy.exc import DBAPIError
 
 from maas_jobs.job import Job, JsonObject
-from maas_runtime.failures import Unavailable
+from maas_runtime.sqlite import failure_of
+from maas_runtime.storage import translated_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,6 @@ _QUEUE = "jobs"
 _VERSION = "1"
 _EXECUTOR = "one"
 _STOP_SECONDS = 5.0
-
-
-class JobStoreUnavailable(Unavailable):
-    """The job store cannot be read or written: a full or read-only disk."""
-
-    reason = "JOB_STORE_UNAVAILABLE"
 
 
 class Worker(Protocol):
@@ -85,7 +80,7 @@ class DurableJobs:
         self._changed = threading.Condition()
 
     async def __aenter__(self) -> Self:
-        """Open the store. Raises JobStoreUnavailable."""
+        """Open the store. Raises StorageFull and the like."""
         self._loop = asyncio.get_running_loop()
         try:
             await self._call(self._launch)
@@ -119,7 +114,7 @@ class DurableJobs:
         self._thread.shutdown()
 
     async def add(self, job: Job) -> None:
-        """Put a new job into the queue. Raises JobStoreUnavailable."""
+        """Put a new job into the queue. Raises StorageFull and the like."""
         options: EnqueueOptions = {
             "workflow_name": _WORKFLOW,
             "queue_name": _QUEUE,
@@ -130,15 +125,15 @@ class DurableJobs:
         await self._call(DBOS.enqueue_workflow_with_options, options, job.job_id)
 
     async def write(self, job: Job) -> None:
-        """Store the job as it is now. Raises JobStoreUnavailable."""
+        """Store the job as it is now. Raises StorageFull and the like."""
         await self._call(DBOS.update_workflow_attributes, job.job_id, job.to_json())
 
     async def drop(self, job_id: str) -> None:
-        """Take a waiting job out of the queue; it will not be begun. Raises JobStoreUnavailable."""
+        """Take a waiting job out of the queue; it will not be begun. Raises StorageFull and the like."""
         await self._call(DBOS.cancel_workflow, job_id)
 
     async def read_all(self) -> list[StoredJob]:
-        """Return all jobs, in no order. Raises JobStoreUnavailable."""
+        """Return all jobs, in no order. Raises StorageFull and the like."""
         return [_stored(status) for status in await self._call(self._list)]
 
     def _launch(self) -> None:
@@ -185,7 +180,10 @@ class DurableJobs:
         if not self._ask(lambda worker: worker.begin(job_id)):
             return outcome
         for step in self._steps:
-            outcome = DBOS.run_step({"name": step}, self._do_step, job_id, step, outcome)
+            try:
+                outcome = DBOS.run_step({"name": step}, self._do_step, job_id, step, outcome)
+            except DBAPIError as error:  # what the step came to could not be stored
+                outcome = {"error": _store_error(error)}
             if "error" in outcome:
                 break
         self._ask(lambda worker: worker.finish(job_id, outcome))
@@ -212,7 +210,17 @@ class DurableJobs:
 
     def _call(self, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
         """Call DBOS in a thread: it blocks."""
-        return self._loop.run_in_executor(self._thread, _translated, function, arguments)
+        return self._loop.run_in_executor(self._thread, self._translated, function, arguments)
+
+    def _translated(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        try:
+            with translated_disk_errors(self._database.parent):
+                return function(*arguments)
+        except DBAPIError as error:
+            failure = failure_of(error, self._database)
+            if failure is None:
+                raise
+            raise failure from error
 
 
 class _ServiceStops(BaseException):
@@ -235,13 +243,10 @@ class _Json(Serializer):
         return "maas_json"
 
 
-def _translated(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    try:
-        return function(*arguments)
-    except (DBAPIError, OSError) as error:
-        raise JobStoreUnavailable(
-            f"the job store cannot be used ({getattr(error, 'orig', error)}); is the disk full or read-only?"
-        ) from error
+def _store_error(error: DBAPIError) -> JsonObject:
+    logger.error("job store failed", extra={"detail": str(error.orig)})
+    message = f"the job store could not be written ({error.orig}); look after the disk, then create the job again"
+    return {"code": "UNAVAILABLE", "reason": "JOB_STORE_FAILED", "message": message}
 
 
 def _stored(status: WorkflowStatus) -> StoredJob:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from maas.names import JobName
-from maas_jobs.durable import DurableJobs, JobStoreUnavailable
+from maas_jobs.durable import DurableJobs
 from maas_jobs.files import JobFiles
 from maas_jobs.job import (
     CANCELLED_ERROR,
@@ -33,6 +33,7 @@ from maas_jobs.metrics import JobMetrics
 from maas_jobs.reports import Log, Metrics, Progress, Report
 from maas_jobs.step import StepRequest, write_request
 from maas_jobs.supervision import StepFailed, supervise_step
+from maas_runtime.failures import Failure
 from maas_runtime.paging import page_size_or_default, page_token, read_page_token
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Jobs:
         self._creating = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        """Load all jobs; unfinished ones go on. Raises JobStoreUnavailable."""
+        """Load all jobs; unfinished ones go on. Raises StorageFull and the like."""
         for stored in await self._store.read_all():
             job = stored.job
             if stored.abandoned:  # killed while it was being taken out of the queue
@@ -108,7 +109,7 @@ class Jobs:
     async def create(self, spec: JsonObject, request_id: str) -> Job:
         """Store a job and return it; the one that there is when `request_id`, if not empty, was used before.
 
-        Raises JobQueueFull or JobStoreUnavailable.
+        Raises JobQueueFull, StorageFull and the like.
         """
         job_id = secrets.token_hex(8) if not request_id else self._id_of_request(request_id)
         async with self._creating:
@@ -161,7 +162,7 @@ class Jobs:
             await changed.wait()
 
     async def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop; a final one stays as it is. Raises JobNotFound or JobStoreUnavailable."""
+        """Ask a job to stop; a final one stays as it is. Raises JobNotFound, StorageFull and the like."""
         tracked = self._find(job_id)
         async with tracked.writing:
             match tracked.shown.state:
@@ -219,7 +220,7 @@ class Jobs:
                 async with tracked.writing:
                     await self._show(tracked, tracked.newest.ended(self._clock(), outcome.get("result"), error))
                 break
-            except JobStoreUnavailable as failure:
+            except Failure as failure:
                 logger.warning("job end not stored yet", extra={"job": self._name(job_id), "detail": failure.message})
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
         await asyncio.to_thread(self._files.remove_work, job_id)
@@ -266,7 +267,7 @@ class Jobs:
             try:
                 async with tracked.writing:
                     await self._show(tracked, tracked.newest)
-            except JobStoreUnavailable as failure:
+            except Failure as failure:
                 logger.warning("progress not stored", extra={"detail": failure.message})
             await asyncio.sleep(_PUBLISH_SECONDS)
 

@@ -87,7 +87,7 @@ class Database:
         except exc.TimeoutError as error:
             raise DatabaseBusy("the database is busy: try again in a moment") from error
         except exc.DBAPIError as error:
-            failure = _failure_of(error, self._path)
+            failure = failure_of(error, self._path)
             if failure is None:
                 raise
             raise failure from error
@@ -151,7 +151,8 @@ async def _prepare(connection: AsyncConnection, path: Path, metadata: MetaData, 
         )
 
 
-def _failure_of(error: exc.DBAPIError, path: Path) -> Failure | None:
+def failure_of(error: exc.DBAPIError, path: Path) -> Failure | None:
+    """Return the failure that an error of SQLite's stands for; None when it is a bug of ours."""
     # The low byte is the kind; the others say which operation met it.
     code = getattr(error.orig, "sqlite_errorcode", None)
     match None if code is None else code & 0xFF:
