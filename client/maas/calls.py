@@ -7,8 +7,7 @@ from typing import Any
 
 import grpc
 
-from maas.errors import InvalidInputError, MaasError, from_rpc_error
-from maas.names import NameInvalid
+from maas.errors import from_rpc_error
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", 256 * 2**20),
@@ -130,8 +129,3 @@ def _is_repeatable(method: str | bytes, request: Any) -> bool:
     name = (method.decode() if isinstance(method, bytes) else method).rpartition("/")[2]
     # A create that carries a request id makes one thing however often it is sent.
     return name.startswith(_ALWAYS_REPEATABLE) or bool(getattr(request, "request_id", ""))
-
-
-def as_maas_error(error: NameInvalid) -> MaasError:
-    """Return the error for a name that is wrong before anything was sent."""
-    return InvalidInputError(str(error), code="INVALID_ARGUMENT", reason="RESOURCE_NAME_INVALID")

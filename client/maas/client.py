@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from maas import blobs, tensors
-from maas.calls import Pauses, as_maas_error, guarded, open_channel
+from maas.calls import Pauses, guarded, open_channel
 from maas.compression.v1 import compression_job_pb2, compression_service_pb2
 from maas.compression.v1.compression_job_pb2 import CompressionJob, Technique
 from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceStub
@@ -43,7 +43,7 @@ from maas.names import (
     check_id,
 )
 from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
-from maas.references import TargetReference, parse_reference
+from maas.references import ReferenceInvalid, TargetReference, parse_reference
 from maas.registry.v1 import registry_service_pb2
 from maas.registry.v1.blob_pb2 import File
 from maas.registry.v1.dataset_pb2 import Dataset, DatasetVersion, Split
@@ -642,7 +642,7 @@ def _id(text: str) -> str:
     try:
         return check_id(text)
     except NameInvalid as error:
-        raise as_maas_error(error) from error
+        raise ReferenceInvalid(str(error)) from error
 
 
 def _model_name(text: str) -> str:
@@ -673,4 +673,4 @@ def _job_name(text: str) -> JobName:
     try:
         return JobName.parse(text)
     except NameInvalid as error:
-        raise as_maas_error(error) from error
+        raise ReferenceInvalid(str(error)) from error

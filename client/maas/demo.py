@@ -116,7 +116,7 @@ def main() -> None:
         print("demo: stopped", file=sys.stderr)
         sys.exit(130)
     shutil.rmtree(home)
-    print(f"\nThe whole loop took {steps.total_seconds():.0f} s. Your own cluster: maas up --detach")
+    print(f"\nThe whole loop took {steps.total_seconds():.0f} s. A cluster of your own: {_command()} up --detach")
 
 
 def run(home: Path, steps: Steps) -> None:
@@ -211,6 +211,12 @@ def _call_by_rest(endpoint: str) -> dict[str, Any]:
     if answer.get("predicted") not in (0, 1):
         raise PromiseBroken(f"/predict answered {answer}")
     return answer
+
+
+def _command() -> str:
+    """Return how to call `maas` from where the demo was called."""
+    path = Path(sys.executable).with_name("maas")
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _recipe(job: CompressionJob) -> str:

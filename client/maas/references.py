@@ -7,7 +7,7 @@ from maas.names import AliasName, ModelName, NameInvalid, VersionName, check_id,
 
 
 class ReferenceInvalid(InvalidInputError):
-    """A text refers to no model or version; the message says what does."""
+    """A text is no name of what is meant; the message says what one looks like."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="INVALID_ARGUMENT", reason="REFERENCE_INVALID")

@@ -41,7 +41,12 @@ def show_error(error: MaasError, *, verbose: bool) -> None:
     if error.retry_after_seconds is not None:
         print(f"  try again in {error.retry_after_seconds:g} s", file=sys.stderr)
     if verbose:
-        known = {"status": error.code, "reason": error.reason, "resource": error.resource_name}
+        # An error that was found before anything was sent has no status.
+        known = {
+            "status": error.code if error.code != "UNKNOWN" else "",
+            "reason": error.reason,
+            "resource": error.resource_name,
+        }
         known |= {"request id": error.request_id, **error.metadata}
         for name, value in known.items():
             if value:

@@ -6,43 +6,43 @@ from maas.errors import MaasError
 class SupervisorError(MaasError):
     """The cluster on this machine cannot be started or stopped."""
 
-    reason_constant = "SUPERVISOR_FAILED"
+    reason = "SUPERVISOR_FAILED"
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, code="FAILED_PRECONDITION", reason=type(self).reason_constant)
+        super().__init__(message, code="FAILED_PRECONDITION", reason=type(self).reason)
 
 
 class CannotStart(SupervisorError):
     """A process cannot start, and trying again will not help: a person has to."""
 
-    reason_constant = "CANNOT_START"
+    reason = "CANNOT_START"
 
 
 class AlreadyRunning(CannotStart):
     """Another supervisor holds the home folder."""
 
-    reason_constant = "ALREADY_RUNNING"
+    reason = "ALREADY_RUNNING"
 
 
 class HomeNotWritable(CannotStart):
     """The home folder cannot be made or written to."""
 
-    reason_constant = "HOME_NOT_WRITABLE"
+    reason = "HOME_NOT_WRITABLE"
 
 
 class PortTaken(CannotStart):
     """Somebody else listens on the port."""
 
-    reason_constant = "PORT_IN_USE"
+    reason = "PORT_IN_USE"
 
 
 class NotReadyInTime(CannotStart):
     """A process did not become ready within the time for starting."""
 
-    reason_constant = "NOT_READY_IN_TIME"
+    reason = "NOT_READY_IN_TIME"
 
 
 class NotRunning(SupervisorError):
     """There is nothing to stop."""
 
-    reason_constant = "NOT_RUNNING"
+    reason = "NOT_RUNNING"
