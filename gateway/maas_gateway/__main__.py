@@ -8,14 +8,13 @@ from pathlib import Path
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
-from google.protobuf import any_pb2
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import Gauge
 
 from maas_gateway.api.contract import services
 from maas_gateway.api.discovery import DiscoveryMetrics, DiscoveryServicer, Published
 from maas_gateway.api.health import ChannelProber, HealthServicer
-from maas_gateway.api.listener import ListenerSettings, front_filter, listener_for
+from maas_gateway.api.listener import EmbeddedFront, ListenerSettings, listener_for
 from maas_gateway.api.metrics import ClusterMetrics, Target, cluster_metrics_page, envoy_target
 from maas_gateway.api.reflection import add_reflection
 from maas_gateway.api.resources import Resources, resources_for
@@ -113,11 +112,11 @@ def bind(server: grpc.aio.Server, listen: str) -> None:
         raise ListenFailed(f"cannot listen on {listen}; choose another address with MAAS_LISTEN") from error
 
 
-def _embedded_front() -> any_pb2.Any:
+def _embedded_front() -> EmbeddedFront:
     # Here and not above: a gateway with fronts elsewhere is installed without inference.
-    from maas_inference.front.envoy_filter import filter_config
+    from maas_inference.front.envoy_filter import filter_config, path_guard_config
 
-    return front_filter(filter_config()["typed_config"])
+    return EmbeddedFront(guard=path_guard_config()["typed_config"], filter=filter_config()["typed_config"])
 
 
 if __name__ == "__main__":

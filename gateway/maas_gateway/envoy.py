@@ -32,6 +32,8 @@ class Launch:
     program: Path
     arguments: tuple[str, ...]
     environment: dict[str, str]
+    folder: Path
+    """Where to run it."""
 
 
 def prepare(settings: EnvoySettings, variables: Mapping[str, str]) -> Launch:
@@ -51,7 +53,7 @@ def prepare(settings: EnvoySettings, variables: Mapping[str, str]) -> Launch:
         *("--parent-shutdown-time-s", "3"),
         "--use-dynamic-base-id",
     )
-    return Launch(envoy_binary(), arguments, _environment(settings, variables))
+    return Launch(envoy_binary(), arguments, _environment(settings, variables), settings.run_dir)
 
 
 def check_free(listen: str) -> None:
@@ -91,6 +93,8 @@ def main() -> None:
     except Failure as failure:
         print(f"maas_gateway.envoy: {failure.message}", file=sys.stderr)
         sys.exit(EXIT_CANNOT_START)
+    # pyvoy puts the working folder first on Python's path: nothing there may be imported by accident.
+    os.chdir(launch.folder)
     os.execve(launch.program, [str(launch.program), *launch.arguments], launch.environment)
 
 

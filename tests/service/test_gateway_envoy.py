@@ -23,6 +23,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
+from yarl import URL
 
 from maas.errors import from_rpc_error
 from maas.jobs.v1 import job_state_pb2
@@ -369,17 +370,22 @@ async def test_an_unknown_method_is_unimplemented(embedded: Embedded) -> None:
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/nothing", "/v2/models/nothing/infer"])
 async def test_inference_over_rest_reaches_the_front_inside_envoy(embedded: Embedded, path: str) -> None:
-    async with embedded.http.post(path, json={"text": "a text"}) as response:
-        assert response.status in (400, 404)
+    async with embedded.http.post(path, json={"text": "a text", "inputs": []}) as response:
         body = await response.json()
-    # Without a manager the front knows no deployment; what matters is that it was the front who said so.
-    assert body["reason"] not in ("PATH_UNKNOWN", "FRONT_AWAY", "REQUEST_REFUSED")
+    # Without a manager the front knows no deployment yet, and it is the front who says so.
+    assert (response.status, body["reason"]) == (503, "FRONT_NOT_READY"), body
 
 
 async def test_inference_over_grpc_reaches_the_front_inside_envoy(embedded: Embedded) -> None:
     infer = raw(embedded.channel, "/inference.GRPCInferenceService/ModelInfer")
-    status, _ = await failure(infer(oip.ModelInferRequest(model_name="nothing").SerializeToString(), timeout=5))
-    assert status == "NOT_FOUND"
+    answer = await failure(infer(oip.ModelInferRequest(model_name="nothing").SerializeToString(), timeout=5))
+    assert answer == ("UNAVAILABLE", "FRONT_NOT_READY")
+
+
+async def test_a_path_beyond_ascii_is_refused_at_once(embedded: Embedded) -> None:
+    async with embedded.http.get(URL(f"{embedded.cluster.url}/v2/%ff", encoded=True)) as response:
+        assert response.status == 400
+        assert (await response.json())["reason"] == "REQUEST_REFUSED"
 
 
 async def test_a_request_id_is_kept_and_otherwise_made(embedded: Embedded) -> None:

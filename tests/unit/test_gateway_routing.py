@@ -7,7 +7,7 @@ import pytest
 from envoy.config.route.v3 import route_pb2
 
 from maas_gateway.api.contract import OIP_SERVICE, SERVICE_FILES, reflected, rest_services, services
-from maas_gateway.api.listener import ListenerSettings, front_filter, listener_for
+from maas_gateway.api.listener import EmbeddedFront, ListenerSettings, listener_for
 from maas_gateway.api.local_replies import LOCAL_REPLIES
 from maas_gateway.api.resources import Resources, ResourceType, resources_for
 from maas_gateway.domain.health import ALL, HealthTable, ServiceUnknown
@@ -42,7 +42,7 @@ FRONT_CONFIGURATION = {
 
 def all_resources(topology: Topology, *deployments: str) -> Resources:
     listener = ListenerSettings(
-        "127.0.0.1:8080", topology.services, front_filter(FRONT_CONFIGURATION) if topology.embedded else None
+        "127.0.0.1:8080", topology.services, EmbeddedFront({}, FRONT_CONFIGURATION) if topology.embedded else None
     )
     return resources_for(snapshot_for(topology, deployments).checked(), listener_for(listener))
 

@@ -18,9 +18,10 @@ from envoy.extensions.access_loggers.stream.v3 import stream_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from google.protobuf import any_pb2, struct_pb2
+from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 from xds.type.v3 import typed_struct_pb2
@@ -40,13 +41,22 @@ _MAX_REST_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedFront:
+    """The inference front as filters of this listener, both in Envoy's JSON form."""
+
+    guard: Mapping[str, Any]
+    """Access rules that stand before it."""
+    filter: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerSettings:
     """What the listener depends on; fixed as long as the cluster runs."""
 
     address: str
     services: tuple[Service, ...]
-    front: any_pb2.Any | None
-    """Configuration of the filter that is the inference front; None when fronts are processes of their own."""
+    front: EmbeddedFront | None
+    """None when fronts are processes of their own."""
     access_log: bool = False
 
 
@@ -73,18 +83,6 @@ def listener_for(settings: ListenerSettings) -> listener_pb2.Listener:
             )
         ],
     )
-
-
-def front_filter(configuration: Mapping[str, Any]) -> any_pb2.Any:
-    """Return the front's filter, given in Envoy's JSON form, so that it can be turned on by routes.
-
-    Envoy wants a terminal filter at the end of every chain; this one ends only the chains of its own routes.
-    """
-    fields = {key: value for key, value in configuration.items() if key != "@type"}
-    # As JSON, because this Envoy knows fields of it that xds-protos does not have yet.
-    typed = typed_struct_pb2.TypedStruct(type_url=configuration["@type"])
-    typed.value.update({**fields, "terminal_filter": False})
-    return packed(typed)
 
 
 def _connection_manager(settings: ListenerSettings) -> Message:
@@ -117,19 +115,35 @@ def _connection_manager(settings: ListenerSettings) -> Message:
 
 
 def _filters(settings: ListenerSettings) -> Iterator[http_connection_manager_pb2.HttpFilter]:
-    """Each is off until a route turns it on, so that a request pays for nothing that it does not need."""
+    """All but the guard are off until a route turns them on, so that a request pays only for what it needs."""
+    if settings.front is not None:
+        guard = json_format.ParseDict(_without_type(settings.front.guard), rbac_pb2.RBAC())
+        yield http_connection_manager_pb2.HttpFilter(name="front_guard", typed_config=packed(guard))
     yield _filter(Stage.REST_ERRORS, _lua("rest_errors.lua"))
     yield _filter(Stage.TRANSCODER, _transcoder())
     yield _filter(Stage.GRPC_STATISTICS, _grpc_statistics(settings.services))
     if settings.front is None:
         yield _filter(Stage.NAME_DEPLOYMENT, _lua("name_deployment.lua"))
     else:
-        yield http_connection_manager_pb2.HttpFilter(name=Stage.FRONT.value, disabled=True, typed_config=settings.front)
+        yield _filter(Stage.FRONT, _front(settings.front.filter))
     yield http_connection_manager_pb2.HttpFilter(name="router", typed_config=packed(router_pb2.Router()))
 
 
 def _filter(stage: Stage, configuration: Message) -> http_connection_manager_pb2.HttpFilter:
     return http_connection_manager_pb2.HttpFilter(name=stage.value, disabled=True, typed_config=packed(configuration))
+
+
+def _front(configuration: Mapping[str, Any]) -> Message:
+    # As JSON, because this Envoy knows fields of it that xds-protos does not have yet. Envoy wants a terminal filter at
+    # the end of every chain; this one ends only the chains of its own routes.
+    typed = typed_struct_pb2.TypedStruct(type_url=configuration["@type"])
+    typed.value.update({**_without_type(configuration), "terminal_filter": False})
+    front: Message = typed
+    return front
+
+
+def _without_type(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in configuration.items() if key != "@type"}
 
 
 def _lua(file: str) -> Message:
