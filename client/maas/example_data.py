@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maas.errors import MaasError
+from maas.label_names import label_names_metadata
 
 SOURCE_REQUIREMENT = "vaderSentiment==3.3.2"
 SOURCE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -252,7 +253,7 @@ def _write_file(folder: Path, name: str, sentences: Sequence[Sentence]) -> Examp
             "label": pyarrow.array([sentence.label for sentence in sentences], pyarrow.int64()),
             "rating": pyarrow.array([sentence.rating for sentence in sentences], pyarrow.float64()),
         }
-    )
+    ).replace_schema_metadata(label_names_metadata(("negative", "positive")))
     path = folder / f"{name}.parquet"
     partial = folder / f".{name}.parquet.partial"
     try:

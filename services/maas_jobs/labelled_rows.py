@@ -1,7 +1,8 @@
 """Reads the Parquet files of a dataset: texts and their labels."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow
@@ -41,6 +42,8 @@ class LabelledRows:
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
+    metadata: Mapping[bytes, bytes] = field(default_factory=dict)
+    """The file's own, with the names of the labels if it has them."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -68,7 +71,7 @@ def read_labelled_rows(path: Path) -> LabelledRows:
             raise TextsInvalid(f"row {row} of the split {name} has no text")
         if number is None or number < 0:
             raise LabelsInvalid(f"row {row} of the split {name} has the label {number}; labels count from 0")
-    return LabelledRows(tuple(texts), tuple(labels))
+    return LabelledRows(tuple(texts), tuple(labels), table.schema.metadata or {})
 
 
 def count_classes(train: LabelledRows) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from google.protobuf.json_format import MessageToDict
 
+from maas.label_names import label_names
 from maas.registry.v1 import version_pb2
 from maas_engine.predictor import open_predictor
 from maas_engine.quality import evaluate
@@ -98,7 +99,7 @@ def _train(
         config=config,
         module=module,
         tokenizer=tokenizer,
-        labels=tuple(str(label) for label in range(classes)),
+        labels=label_names(splits["train"].metadata, classes),
     )
 
 
