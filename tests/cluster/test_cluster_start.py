@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from cluster_under_test import Cluster, free_port
 
 
 @pytest.fixture
-def home() -> Path:
-    return Path(tempfile.mkdtemp(prefix="maas-start-"))
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="maas-start-") as folder:
+        yield Path(folder)
 
 
 def test_a_port_in_use_is_one_sentence_and_leaves_nothing_behind(home: Path) -> None:
