@@ -1,21 +1,25 @@
 """A process's own SQLite database: what was committed survives kill -9 and power loss, and waits are bounded."""
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Column, Dialect, Integer, MetaData, Table, TypeDecorator, event, exc, insert, select
+from sqlalchemy import Column, Dialect, Integer, MetaData, Row, Select, Table, TypeDecorator, event, exc, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from maas_runtime.completion import to_its_end
 from maas_runtime.failures import DataCorrupt, Failure, NotAllowedNow, Overloaded
 from maas_runtime.storage import storage_failed, storage_full, storage_read_only
 
 _READERS = 4
 _WAIT_SECONDS = 10.0
+ResultT = TypeVar("ResultT")
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,37 +59,68 @@ class UtcTime(TypeDecorator[datetime]):
 class Database:
     """One file with one connection that writes and a few that read, each on a thread of its own (aiosqlite's).
 
-    Writers take turns in a queue of this process instead of meeting in SQLite, which would let them poll.
+    Transactions wait for their turn here, where a caller may leave, instead of in SQLite, which would let them poll.
+    One that has begun comes to its end: a connection left in the middle of a statement can only be thrown away.
+    Everything here raises StorageFull, StorageReadOnly, StorageFailed, DatabaseBusy or DatabaseCorrupt.
     """
 
-    def __init__(self, path: Path, writer: AsyncEngine, readers: AsyncEngine) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = writer
-        self._readers = readers
+        self._writer = _engine(path, connections=1, begin="BEGIN IMMEDIATE")
+        self._readers = _engine(path, connections=_READERS, begin="BEGIN")
+        self._writers_turn = asyncio.Semaphore(1)
+        self._readers_turn = asyncio.Semaphore(_READERS)
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Give the one transaction that may write; committed and on disk when the context ends without exception.
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+        """Return what `work` returns in the one transaction that may write; by then it is on disk.
 
-        Raises StorageFull, StorageReadOnly, StorageFailed, DatabaseBusy or DatabaseCorrupt.
+        An exception of `work` undoes all of it.
         """
-        with self._translated_errors():
-            async with self._writer.begin() as connection:
-                yield connection
+        return await self._transaction(self._writer, self._writers_turn, work)
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Give a transaction that sees one state of the whole database. Raises what `writing` does."""
-        with self._translated_errors():
-            async with self._readers.connect() as connection:
-                yield connection
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+        """Return what `work` returns in a transaction that sees one state of the whole database."""
+        return await self._transaction(self._readers, self._readers_turn, work)
+
+    async def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """Return what one query finds."""
+
+        async def fetch(connection: AsyncConnection) -> Sequence[Row[Any]]:
+            found: Sequence[Row[Any]] = (await connection.execute(query)).all()
+            return found
+
+        return await self.read(fetch)
+
+    async def close(self) -> None:
+        """Wait for the transactions that have begun, then close the file."""
+        for _ in range(_READERS):
+            await self._readers_turn.acquire()
+        await self._writers_turn.acquire()
+        await self._readers.dispose()
+        await self._writer.dispose()
+
+    async def _transaction(
+        self, engine: AsyncEngine, turn: asyncio.Semaphore, work: Callable[[AsyncConnection], Awaitable[ResultT]]
+    ) -> ResultT:
+        async def run() -> ResultT:
+            async with engine.begin() as connection:
+                return await work(connection)
+
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                await turn.acquire()
+        except TimeoutError as error:
+            raise DatabaseBusy("the database is busy: try again in a moment") from error
+        try:
+            with self._translated_errors():
+                return await to_its_end(run())
+        finally:
+            turn.release()
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
-        except exc.TimeoutError as error:
-            raise DatabaseBusy("the database is busy: try again in a moment") from error
         except exc.DBAPIError as error:
             failure = failure_of(error, self._path)
             if failure is None:
@@ -97,18 +132,14 @@ class Database:
 async def open_database(path: Path, metadata: MetaData, schema_version: int) -> AsyncIterator[Database]:
     """Open the database at `path`, with the tables of `metadata`, until the context ends.
 
-    Raises DatabaseOfOtherRelease when its tables are of another schema version, and what `Database.writing` does.
+    Raises DatabaseOfOtherRelease when its tables are of another schema version, and what `Database` does.
     """
-    writer = _engine(path, connections=1, begin="BEGIN IMMEDIATE")
-    readers = _engine(path, connections=_READERS, begin="BEGIN")
-    database = Database(path, writer, readers)
+    database = Database(path)
     try:
-        async with database.writing() as connection:
-            await _prepare(connection, path, metadata, schema_version)
+        await database.write(lambda connection: _prepare(connection, path, metadata, schema_version))
         yield database
     finally:
-        await readers.dispose()
-        await writer.dispose()
+        await database.close()
 
 
 def _engine(path: Path, connections: int, begin: str) -> AsyncEngine:
@@ -117,7 +148,6 @@ def _engine(path: Path, connections: int, begin: str) -> AsyncEngine:
         poolclass=AsyncAdaptedQueuePool,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=_WAIT_SECONDS,
     )
 
     @event.listens_for(engine.sync_engine, "connect")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from maas_runtime.failures import Failure
 from maas_runtime.sqlite import Database, DatabaseCorrupt, DatabaseOfOtherRelease, UtcTime, open_database
@@ -31,15 +32,16 @@ async def database_at(path: Path) -> AsyncIterator[Database]:
 
 
 async def add_next(database: Database) -> int:
-    async with database.writing() as connection:
+    async def add(connection: AsyncConnection) -> int:
         number: int = (await connection.execute(select(func.coalesce(func.max(NUMBERS.c.number), 0) + 1))).scalar_one()
         await connection.execute(insert(NUMBERS).values(number=number, time=datetime.now(UTC)))
-    return number
+        return number
+
+    return await database.write(add)
 
 
 async def numbers_in(database: Database) -> list[int]:
-    async with database.reading() as connection:
-        return list((await connection.execute(select(NUMBERS.c.number).order_by(NUMBERS.c.number))).scalars())
+    return [row.number for row in await database.rows(select(NUMBERS.c.number).order_by(NUMBERS.c.number))]
 
 
 async def test_writers_take_turns_and_none_is_lost(tmp_path: Path) -> None:
@@ -51,20 +53,42 @@ async def test_writers_take_turns_and_none_is_lost(tmp_path: Path) -> None:
 
 
 async def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    async def fail(connection: AsyncConnection) -> None:
+        await connection.execute(insert(NUMBERS).values(number=1))
+        raise ZeroDivisionError
+
     async with database_at(tmp_path / "a.sqlite") as database:
         with pytest.raises(ZeroDivisionError):
-            async with database.writing() as connection:
-                await connection.execute(insert(NUMBERS).values(number=1))
-                raise ZeroDivisionError
+            await database.write(fail)
         assert await numbers_in(database) == []
+
+
+async def test_a_transaction_that_has_begun_ends_before_its_cancelled_caller_does(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def add(connection: AsyncConnection) -> None:
+        begun.set()
+        await connection.execute(insert(NUMBERS).values(number=1))
+
+    async with database_at(tmp_path / "a.sqlite") as database:
+        caller = asyncio.create_task(database.write(add))
+        await begun.wait()
+        waiting = asyncio.create_task(database.write(lambda connection: connection.execute(insert(NUMBERS))))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        caller.cancel()
+        outcomes = await asyncio.gather(caller, waiting, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+        # The one that was still waiting for its turn left without having done anything.
+        assert await numbers_in(database) == [1]
 
 
 async def test_cancelled_transactions_leave_a_database_that_works(tmp_path: Path) -> None:
     generator = random.Random(5)
     async with database_at(tmp_path / "a.sqlite") as database:
         for _ in range(40):
-            tasks = [asyncio.create_task(add_next(database)) for _ in range(3)]
-            tasks.append(asyncio.create_task(numbers_in(database)))  # type: ignore[arg-type]
+            tasks: list[asyncio.Task[object]] = [asyncio.create_task(add_next(database)) for _ in range(3)]
+            tasks.append(asyncio.create_task(numbers_in(database)))
             for _ in range(generator.randrange(30)):
                 await asyncio.sleep(0)
             for task in tasks:
@@ -75,39 +99,60 @@ async def test_cancelled_transactions_leave_a_database_that_works(tmp_path: Path
         assert await numbers_in(database) == list(range(1, last + 1))
 
 
+async def test_a_database_is_closed_after_what_has_begun(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def add(connection: AsyncConnection) -> None:
+        begun.set()
+        await connection.execute(insert(NUMBERS).values(number=1))
+
+    async with database_at(tmp_path / "a.sqlite") as database:
+        writing = asyncio.create_task(database.write(add))
+        await begun.wait()
+    await writing
+    async with database_at(tmp_path / "a.sqlite") as database:
+        assert await numbers_in(database) == [1]
+
+
 async def test_a_reader_sees_one_state_while_others_write(tmp_path: Path) -> None:
     async with database_at(tmp_path / "a.sqlite") as database:
         await add_next(database)
-        async with database.reading() as connection:
-            before = (await connection.execute(select(func.count(NUMBERS.c.number)))).scalar_one()
+
+        async def count_around_a_write(connection: AsyncConnection) -> list[int]:
+            count = select(func.count(NUMBERS.c.number))
+            before = (await connection.execute(count)).scalar_one()
             await add_next(database)
-            assert (await connection.execute(select(func.count(NUMBERS.c.number)))).scalar_one() == before
+            return [before, (await connection.execute(count)).scalar_one()]
+
+        assert await database.read(count_around_a_write) == [1, 1]
 
 
 async def test_times_come_back_to_the_microsecond(tmp_path: Path) -> None:
     time = datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)
     async with database_at(tmp_path / "a.sqlite") as database:
-        async with database.writing() as connection:
-            await connection.execute(insert(NUMBERS).values(number=1, time=time))
-        async with database.reading() as connection:
-            assert (await connection.execute(select(NUMBERS.c.time))).scalar_one() == time
+        await database.write(lambda connection: connection.execute(insert(NUMBERS).values(number=1, time=time)))
+        assert [row.time for row in await database.rows(select(NUMBERS.c.time))] == [time]
 
 
 async def test_a_full_database_says_to_free_space(tmp_path: Path) -> None:
+    async def fill(connection: AsyncConnection) -> None:
+        await connection.execute(text("PRAGMA max_page_count=1"))
+        for number in range(1, 5000):
+            await connection.execute(insert(NUMBERS).values(number=number))
+
     async with database_at(tmp_path / "a.sqlite") as database:
         with pytest.raises(StorageFull, match="free space"):
-            async with database.writing() as connection:
-                await connection.execute(text("PRAGMA max_page_count=1"))
-                for number in range(1, 5000):
-                    await connection.execute(insert(NUMBERS).values(number=number))
+            await database.write(fill)
 
 
 async def test_a_read_only_database_says_so(tmp_path: Path) -> None:
+    async def write(connection: AsyncConnection) -> None:
+        await connection.execute(text("PRAGMA query_only=ON"))
+        await connection.execute(insert(NUMBERS).values(number=1))
+
     async with database_at(tmp_path / "a.sqlite") as database:
         with pytest.raises(StorageReadOnly):
-            async with database.writing() as connection:
-                await connection.execute(text("PRAGMA query_only=ON"))
-                await connection.execute(insert(NUMBERS).values(number=1))
+            await database.write(write)
 
 
 async def test_a_folder_that_is_not_there_is_a_failure_and_no_bug(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from maas_runtime.completion import to_its_end
 from maas_runtime.storage import translated_disk_errors
 
 ResultT = TypeVar("ResultT")
@@ -22,22 +23,11 @@ class Disk:
     async def run(self, work: Callable[[], ResultT]) -> ResultT:
         """Return what `work` returns. Raises StorageFull, StorageReadOnly or StorageFailed.
 
-        A thread cannot be stopped: a caller who is cancelled stays until it has ended, so that whoever comes next finds
-        nobody at work on the same file.
+        A thread cannot be stopped, so a caller who is cancelled waits for it: whoever comes next finds nobody at work
+        on the same file.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            with translated_disk_errors(self.folder):
-                return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                try:
-                    await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    continue
-            if not future.cancelled():
-                future.exception()  # seen: nobody is left to be told
-            raise
+        with translated_disk_errors(self.folder):
+            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._executor, work))
 
     def __enter__(self) -> Self:
         return self

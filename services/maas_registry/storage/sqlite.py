@@ -12,6 +12,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Row,
+    Select,
     String,
     Table,
     UniqueConstraint,
@@ -97,8 +98,8 @@ class SqliteModelStore:
 
     async def add_model(self, model: Model) -> bool:
         """Store a model; False when there is one of that name."""
-        async with self._database.writing() as connection:
-            added = await connection.execute(
+        added = await self._database.write(
+            lambda connection: connection.execute(
                 insert(_models)
                 .values(
                     model_id=model.name.model_id,
@@ -109,29 +110,31 @@ class SqliteModelStore:
                 )
                 .on_conflict_do_nothing()
             )
-            return added.rowcount == 1
+        )
+        return added.rowcount == 1
 
     async def get_model(self, name: ModelName) -> Model | None:
         """Return the model."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(select(_models).where(_models.c.model_id == name.model_id))
-            return _model(row) if (row := rows.one_or_none()) else None
+        rows = await self._database.rows(select(_models).where(_models.c.model_id == name.model_id))
+        return _model(rows[0]) if rows else None
 
     async def list_models(self, after: ModelName | None, limit: int) -> Sequence[Model]:
         """Return a page of models."""
         query = select(_models).order_by(_models.c.model_id).limit(limit)
         if after is not None:
             query = query.where(_models.c.model_id > after.model_id)
-        async with self._database.reading() as connection:
-            return [_model(row) for row in await connection.execute(query)]
+        return [_model(row) for row in await self._database.rows(query)]
 
     async def add_version(
         self, model: ModelName, content: VersionContent, create_time: datetime, request_id: str
     ) -> Version:
         """Store a version with the next number."""
-        async with self._database.writing() as connection:
-            if request_id and (made := await _version_of_request(connection, model, request_id)):
-                return made
+
+        async def add(connection: AsyncConnection) -> Version:
+            if request_id:
+                made = (await connection.execute(_version_of_request(model, request_id))).one_or_none()
+                if made is not None:
+                    return _version(made)
             number = (
                 await connection.execute(
                     update(_models)
@@ -151,28 +154,30 @@ class SqliteModelStore:
                     create_time=create_time,
                 )
             )
-        return Version(VersionName(model.model_id, number), content, create_time)
+            return Version(VersionName(model.model_id, number), content, create_time)
+
+        return await self._database.write(add)
 
     async def get_version(self, name: VersionName) -> Version | None:
         """Return the version."""
-        query = select(_versions).where(_versions.c.model_id == name.model_id, _versions.c.number == name.number)
-        async with self._database.reading() as connection:
-            return _version(row) if (row := (await connection.execute(query)).one_or_none()) else None
+        rows = await self._database.rows(
+            select(_versions).where(_versions.c.model_id == name.model_id, _versions.c.number == name.number)
+        )
+        return _version(rows[0]) if rows else None
 
     async def get_version_of_alias(self, name: AliasName) -> Version | None:
         """Return the version that the alias points to."""
-        query = (
+        rows = await self._database.rows(
             select(_versions)
             .join(_aliases, (_aliases.c.model_id == _versions.c.model_id) & (_aliases.c.number == _versions.c.number))
             .where(_aliases.c.model_id == name.model_id, _aliases.c.alias_id == name.alias_id)
         )
-        async with self._database.reading() as connection:
-            return _version(row) if (row := (await connection.execute(query)).one_or_none()) else None
+        return _version(rows[0]) if rows else None
 
     async def get_version_of_request(self, model: ModelName, request_id: str) -> Version | None:
         """Return the version that was made with the request id."""
-        async with self._database.reading() as connection:
-            return await _version_of_request(connection, model, request_id)
+        rows = await self._database.rows(_version_of_request(model, request_id))
+        return _version(rows[0]) if rows else None
 
     async def list_versions(self, model: ModelName, before: VersionName | None, limit: int) -> Sequence[Version]:
         """Return a page of versions."""
@@ -184,8 +189,7 @@ class SqliteModelStore:
         )
         if before is not None:
             query = query.where(_versions.c.number < before.number)
-        async with self._database.reading() as connection:
-            return [_version(row) for row in await connection.execute(query)]
+        return [_version(row) for row in await self._database.rows(query)]
 
     async def set_alias(self, alias: Alias, max_aliases: int) -> bool:
         """Store or move an alias; False when it would be one too many."""
@@ -193,7 +197,8 @@ class SqliteModelStore:
         others = select(func.count()).where(
             _aliases.c.model_id == alias.name.model_id, _aliases.c.alias_id != alias.name.alias_id
         )
-        async with self._database.writing() as connection:
+
+        async def put(connection: AsyncConnection) -> bool:
             if (await connection.execute(others)).scalar_one() >= max_aliases:
                 return False
             await connection.execute(
@@ -201,23 +206,25 @@ class SqliteModelStore:
                 .values(model_id=alias.name.model_id, alias_id=alias.name.alias_id, **values)
                 .on_conflict_do_update(index_elements=["model_id", "alias_id"], set_=values)
             )
-        return True
+            return True
+
+        return await self._database.write(put)
 
     async def list_aliases(self, model: ModelName, after: AliasName | None, limit: int) -> Sequence[Alias]:
         """Return a page of aliases."""
         query = select(_aliases).where(_aliases.c.model_id == model.model_id).order_by(_aliases.c.alias_id).limit(limit)
         if after is not None:
             query = query.where(_aliases.c.alias_id > after.alias_id)
-        async with self._database.reading() as connection:
-            return [_alias(row) for row in await connection.execute(query)]
+        return [_alias(row) for row in await self._database.rows(query)]
 
     async def delete_alias(self, name: AliasName) -> bool:
         """Remove an alias; False when there is none."""
-        async with self._database.writing() as connection:
-            removed = await connection.execute(
+        removed = await self._database.write(
+            lambda connection: connection.execute(
                 delete(_aliases).where(_aliases.c.model_id == name.model_id, _aliases.c.alias_id == name.alias_id)
             )
-            return removed.rowcount == 1
+        )
+        return removed.rowcount == 1
 
 
 class SqliteDatasetStore:
@@ -228,8 +235,8 @@ class SqliteDatasetStore:
 
     async def add_dataset(self, dataset: Dataset) -> bool:
         """Store a dataset; False when there is one of that name."""
-        async with self._database.writing() as connection:
-            added = await connection.execute(
+        added = await self._database.write(
+            lambda connection: connection.execute(
                 insert(_datasets)
                 .values(
                     dataset_id=dataset.name.dataset_id,
@@ -239,29 +246,31 @@ class SqliteDatasetStore:
                 )
                 .on_conflict_do_nothing()
             )
-            return added.rowcount == 1
+        )
+        return added.rowcount == 1
 
     async def get_dataset(self, name: DatasetName) -> Dataset | None:
         """Return the dataset."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(select(_datasets).where(_datasets.c.dataset_id == name.dataset_id))
-            return _dataset(row) if (row := rows.one_or_none()) else None
+        rows = await self._database.rows(select(_datasets).where(_datasets.c.dataset_id == name.dataset_id))
+        return _dataset(rows[0]) if rows else None
 
     async def list_datasets(self, after: DatasetName | None, limit: int) -> Sequence[Dataset]:
         """Return a page of datasets."""
         query = select(_datasets).order_by(_datasets.c.dataset_id).limit(limit)
         if after is not None:
             query = query.where(_datasets.c.dataset_id > after.dataset_id)
-        async with self._database.reading() as connection:
-            return [_dataset(row) for row in await connection.execute(query)]
+        return [_dataset(row) for row in await self._database.rows(query)]
 
     async def add_dataset_version(
         self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str
     ) -> DatasetVersion:
         """Store a version with the next number."""
-        async with self._database.writing() as connection:
-            if request_id and (made := await _dataset_version_of_request(connection, dataset, request_id)):
-                return made
+
+        async def add(connection: AsyncConnection) -> DatasetVersion:
+            if request_id:
+                made = (await connection.execute(_dataset_version_of_request(dataset, request_id))).one_or_none()
+                if made is not None:
+                    return _dataset_version(made)
             number = (
                 await connection.execute(
                     update(_datasets)
@@ -279,20 +288,23 @@ class SqliteDatasetStore:
                     create_time=create_time,
                 )
             )
-        return DatasetVersion(DatasetVersionName(dataset.dataset_id, number), content, create_time)
+            return DatasetVersion(DatasetVersionName(dataset.dataset_id, number), content, create_time)
+
+        return await self._database.write(add)
 
     async def get_dataset_version(self, name: DatasetVersionName) -> DatasetVersion | None:
         """Return the version."""
-        query = select(_dataset_versions).where(
-            _dataset_versions.c.dataset_id == name.dataset_id, _dataset_versions.c.number == name.number
+        rows = await self._database.rows(
+            select(_dataset_versions).where(
+                _dataset_versions.c.dataset_id == name.dataset_id, _dataset_versions.c.number == name.number
+            )
         )
-        async with self._database.reading() as connection:
-            return _dataset_version(row) if (row := (await connection.execute(query)).one_or_none()) else None
+        return _dataset_version(rows[0]) if rows else None
 
     async def get_dataset_version_of_request(self, dataset: DatasetName, request_id: str) -> DatasetVersion | None:
         """Return the version that was made with the request id."""
-        async with self._database.reading() as connection:
-            return await _dataset_version_of_request(connection, dataset, request_id)
+        rows = await self._database.rows(_dataset_version_of_request(dataset, request_id))
+        return _dataset_version(rows[0]) if rows else None
 
     async def list_dataset_versions(
         self, dataset: DatasetName, before: DatasetVersionName | None, limit: int
@@ -306,22 +318,17 @@ class SqliteDatasetStore:
         )
         if before is not None:
             query = query.where(_dataset_versions.c.number < before.number)
-        async with self._database.reading() as connection:
-            return [_dataset_version(row) for row in await connection.execute(query)]
+        return [_dataset_version(row) for row in await self._database.rows(query)]
 
 
-async def _version_of_request(connection: AsyncConnection, model: ModelName, request_id: str) -> Version | None:
-    query = select(_versions).where(_versions.c.model_id == model.model_id, _versions.c.request_id == request_id)
-    return _version(row) if (row := (await connection.execute(query)).one_or_none()) else None
+def _version_of_request(model: ModelName, request_id: str) -> Select[Any]:
+    return select(_versions).where(_versions.c.model_id == model.model_id, _versions.c.request_id == request_id)
 
 
-async def _dataset_version_of_request(
-    connection: AsyncConnection, dataset: DatasetName, request_id: str
-) -> DatasetVersion | None:
-    query = select(_dataset_versions).where(
+def _dataset_version_of_request(dataset: DatasetName, request_id: str) -> Select[Any]:
+    return select(_dataset_versions).where(
         _dataset_versions.c.dataset_id == dataset.dataset_id, _dataset_versions.c.request_id == request_id
     )
-    return _dataset_version(row) if (row := (await connection.execute(query)).one_or_none()) else None
 
 
 def _model(row: Row[Any]) -> Model:

@@ -51,8 +51,7 @@ class Feed:
     """Wakes watchers. Each reads the changes since its own last point when it is ready to, so a slow one misses nothing
     and holds one message at most.
 
-    Watchers also look by themselves now and then: a caller who is cancelled in the very moment of a commit may have
-    changed the store after the wake-up.
+    They also look by themselves now and then, for a change that nobody woke them for: one by another process.
     """
 
     def __init__(self, store: ChangeStore, look_again_seconds: float = 2.0) -> None:

@@ -11,14 +11,14 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Row,
+    Select,
     String,
     Table,
     delete,
-    insert,
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from maas.names import DeploymentName, VersionName
@@ -85,14 +85,18 @@ class SqliteDeploymentStore:
 
     async def prepare(self, identity: str) -> None:
         """Give a new store its identity; an old one keeps the one that it has."""
-        async with self._database.writing() as connection:
-            await connection.execute(upsert(_history).values(id=1, store=identity, revision=0).on_conflict_do_nothing())
+        await self._database.write(
+            lambda connection: connection.execute(
+                insert(_history).values(id=1, store=identity, revision=0).on_conflict_do_nothing()
+            )
+        )
 
     async def create(self, deployment: Deployment, event: Event) -> Deployment | None:
         """Store a deployment; None when the name is taken."""
         deployment_id = deployment.name.deployment_id
-        async with self._database.writing() as connection:
-            if await _row(connection, deployment.name) is not None:
+
+        async def create(connection: AsyncConnection) -> Deployment | None:
+            if (await connection.execute(_named(deployment.name))).one_or_none() is not None:
                 return None
             created = replace(deployment, revision=await _next_revision(connection))
             await connection.execute(
@@ -102,25 +106,27 @@ class SqliteDeploymentStore:
             )
             await connection.execute(delete(_tombstones).where(_tombstones.c.deployment_id == deployment_id))
             await _record(connection, event)
-        return created
+            return created
+
+        return await self._database.write(create)
 
     async def get(self, name: DeploymentName) -> Deployment | None:
         """Return the deployment."""
-        async with self._database.reading() as connection:
-            return _deployment(row) if (row := await _row(connection, name)) else None
+        rows = await self._database.rows(_named(name))
+        return _deployment(rows[0]) if rows else None
 
     async def list(self, after: DeploymentName | None, limit: int) -> Sequence[Deployment]:
         """Return a page of deployments."""
         query = select(_deployments).order_by(_deployments.c.deployment_id).limit(limit)
         if after is not None:
             query = query.where(_deployments.c.deployment_id > after.deployment_id)
-        async with self._database.reading() as connection:
-            return [_deployment(row) for row in await connection.execute(query)]
+        return [_deployment(row) for row in await self._database.rows(query)]
 
     async def update(self, deployment: Deployment, event: Event) -> Deployment | None:
         """Store a deployment in place of the one of its revision; None when that is not the present one."""
-        async with self._database.writing() as connection:
-            row = await _row(connection, deployment.name)
+
+        async def change(connection: AsyncConnection) -> Deployment | None:
+            row = (await connection.execute(_named(deployment.name))).one_or_none()
             if row is None or row.revision != deployment.revision:
                 return None
             updated = replace(deployment, revision=await _next_revision(connection))
@@ -130,12 +136,15 @@ class SqliteDeploymentStore:
                 .values(**_changing(updated))
             )
             await _record(connection, event)
-        return updated
+            return updated
+
+        return await self._database.write(change)
 
     async def delete(self, deployment: Deployment, event: Event) -> bool:
         """Remove the deployment; False when its revision is not the present one."""
         deployment_id = deployment.name.deployment_id
-        async with self._database.writing() as connection:
+
+        async def remove(connection: AsyncConnection) -> bool:
             removed = await connection.execute(
                 delete(_deployments).where(
                     _deployments.c.deployment_id == deployment_id, _deployments.c.revision == deployment.revision
@@ -147,7 +156,9 @@ class SqliteDeploymentStore:
             await connection.execute(insert(_tombstones).values(deployment_id=deployment_id, revision=revision))
             await connection.execute(delete(_tombstones).where(_tombstones.c.revision <= self._horizon(revision)))
             await _record(connection, event)
-        return True
+            return True
+
+        return await self._database.write(remove)
 
     async def list_events(self, name: DeploymentName, before: int | None, limit: int) -> Sequence[Event]:
         """Return a page of events, newest first."""
@@ -159,13 +170,12 @@ class SqliteDeploymentStore:
         )
         if before is not None:
             query = query.where(_events.c.number < before)
-        async with self._database.reading() as connection:
-            return [_event(row) for row in await connection.execute(query)]
+        return [_event(row) for row in await self._database.rows(query)]
 
     async def set_standing(self, deployment: Deployment, standing: Standing) -> None:
         """Note where a deployment is."""
-        async with self._database.writing() as connection:
-            await connection.execute(
+        await self._database.write(
+            lambda connection: connection.execute(
                 update(_deployments)
                 .where(
                     _deployments.c.deployment_id == deployment.name.deployment_id,
@@ -173,41 +183,42 @@ class SqliteDeploymentStore:
                 )
                 .values(state=standing.state.value, message=standing.message)
             )
+        )
 
     async def changes_since(self, point: ResumePoint | None) -> Changes:
         """Return what changed since `point`, or a snapshot."""
-        async with self._database.reading() as connection:
-            history = (await connection.execute(select(_history))).one()
-            now = ResumePoint(history.store, history.revision)
-            known = (
-                point is not None
-                and point.store == now.store
-                and self._horizon(now.revision) <= point.revision <= now.revision
-            )
-            deployments = select(_deployments).order_by(_deployments.c.revision)
-            if not known or point is None:
-                return Changes(now, True, tuple([_deployment(row) for row in await connection.execute(deployments)]))
-            if point == now:
-                return Changes(now, False, ())
-            changed = await connection.execute(deployments.where(_deployments.c.revision > point.revision))
-            ended = await connection.execute(
-                select(_tombstones).where(_tombstones.c.revision > point.revision).order_by(_tombstones.c.revision)
-            )
-            return Changes(
-                now,
-                False,
-                tuple([_deployment(row) for row in changed]),
-                tuple([DeploymentName(row.deployment_id) for row in ended]),
-            )
+        return await self._database.read(lambda connection: self._changes_since(connection, point))
+
+    async def _changes_since(self, connection: AsyncConnection, point: ResumePoint | None) -> Changes:
+        history = (await connection.execute(select(_history))).one()
+        now = ResumePoint(history.store, history.revision)
+        deployments = select(_deployments).order_by(_deployments.c.revision)
+        if (
+            point is None
+            or point.store != now.store
+            or not self._horizon(now.revision) <= point.revision <= now.revision
+        ):
+            return Changes(now, True, tuple([_deployment(row) for row in await connection.execute(deployments)]))
+        if point == now:
+            return Changes(now, False, ())
+        changed = await connection.execute(deployments.where(_deployments.c.revision > point.revision))
+        ended = await connection.execute(
+            select(_tombstones).where(_tombstones.c.revision > point.revision).order_by(_tombstones.c.revision)
+        )
+        return Changes(
+            now,
+            False,
+            tuple([_deployment(row) for row in changed]),
+            tuple([DeploymentName(row.deployment_id) for row in ended]),
+        )
 
     def _horizon(self, revision: int) -> int:
         """Return the revision since which every deletion is remembered."""
         return max(0, revision - self._kept_revisions)
 
 
-async def _row(connection: AsyncConnection, name: DeploymentName) -> Row[Any] | None:
-    query = select(_deployments).where(_deployments.c.deployment_id == name.deployment_id)
-    return (await connection.execute(query)).one_or_none()
+def _named(name: DeploymentName) -> Select[Any]:
+    return select(_deployments).where(_deployments.c.deployment_id == name.deployment_id)
 
 
 async def _next_revision(connection: AsyncConnection) -> int:
