@@ -121,19 +121,14 @@ class Jobs:
                     retry_after_seconds=30.0,
                 )
             job = Job(job_id, spec, create_time=self._clock())
-            # Before it is in the store, since the store may begin it at once.
-            self._track(job)
-            try:
-                await self._store.add(job)
-            except BaseException:
-                self._forget(job)
-                raise
+            # A caller who leaves must not leave half a job behind.
+            await asyncio.shield(self._add(job))
         return job
 
     async def find(self, request_id: str) -> Job | None:
         """Return the job that was created with this request id."""
         tracked = self._tracked.get(self._id_of_request(request_id)) if request_id else None
-        return None if tracked is None else tracked.shown
+        return None if tracked is None else await self._with_log(tracked)
 
     async def get(self, job_id: str) -> Job:
         """Return a job with its log lines. Raises JobNotFound."""
@@ -164,15 +159,7 @@ class Jobs:
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; a final one stays as it is. Raises JobNotFound, StorageFull and the like."""
         tracked = self._find(job_id)
-        async with tracked.writing:
-            match tracked.shown.state:
-                case JobState.QUEUED:
-                    await self._store.drop(job_id)
-                    await self._show(tracked, tracked.newest.ended(self._clock(), None, CANCELLED_ERROR))
-                case JobState.RUNNING:
-                    await self._show(tracked, tracked.newest.moved(JobState.CANCELLING))
-                    if tracked.task is not None:
-                        tracked.task.cancel()
+        await asyncio.shield(self._cancel(tracked))
         return await self._with_log(tracked)
 
     async def begin(self, job_id: str) -> bool:
@@ -225,6 +212,26 @@ class Jobs:
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
         await asyncio.to_thread(self._files.remove_work, job_id)
         logger.info("job ended", extra={"job": self._name(job_id), "state": tracked.shown.state.value})
+
+    async def _add(self, job: Job) -> None:
+        # Before it is in the store, since the store may begin it at once.
+        self._track(job)
+        try:
+            await self._store.add(job)
+        except BaseException:
+            self._forget(job)
+            raise
+
+    async def _cancel(self, tracked: "_Tracked") -> None:
+        async with tracked.writing:
+            match tracked.shown.state:
+                case JobState.QUEUED:
+                    await self._store.drop(tracked.shown.job_id)
+                    await self._show(tracked, tracked.newest.ended(self._clock(), None, CANCELLED_ERROR))
+                case JobState.RUNNING:
+                    await self._show(tracked, tracked.newest.moved(JobState.CANCELLING))
+                    if tracked.task is not None:
+                        tracked.task.cancel()
 
     async def _run_step(self, tracked: "_Tracked", step: Step, previous: JsonObject) -> JsonObject:
         job_id = tracked.shown.job_id

@@ -106,8 +106,8 @@ def run_step(work: Callable[[StepRequest, Reporter], JsonObject]) -> None:
         except Failure as failure:
             last = Failed(_error_of(failure))
         except MaasError as error:
-            # A call is cancelled when the other process stops, so it is worth another try; nobody here cancels calls.
-            code = "UNAVAILABLE" if error.code == "CANCELLED" else error.code
+            # A call ends so when the other process stops or is away for long: worth another try.
+            code = "UNAVAILABLE" if error.code in ("CANCELLED", "DEADLINE_EXCEEDED") else error.code
             last = Failed(JobError(code, error.reason, error.message))
         stream.write(encode_report(last) + "\n")
 
