@@ -4,8 +4,8 @@
 """
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
@@ -26,77 +26,70 @@ def check_id(text: str) -> str:
     return text
 
 
-def _segments(text: str, pattern: str) -> list[str]:
-    """Return the variable segments of a name that matches `pattern` (`models/*/versions/#`)."""
-    kinds = {"*": _ID, "#": _NUMBER, "%": _SHA256}
-    wanted, given = pattern.split("/"), text.split("/")
-    if len(wanted) != len(given) or not all(
-        kinds[want].fullmatch(have) if want in kinds else want == have for want, have in zip(wanted, given, strict=True)
-    ):
-        shape = pattern.replace("*", "{id}").replace("#", "{number}").replace("%", "{sha256}")
-        raise NameInvalid(f"{text!r} is not a name of the form {shape}")
-    return [have for want, have in zip(wanted, given, strict=True) if want in kinds]
+_KINDS = {"*": (_ID, "{id}"), "#": (_NUMBER, "{number}"), "%": (_SHA256, "{sha256}")}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ModelName:
-    """`models/{model}`."""
+class _Name:
+    """A name is its pattern, whose variable segments (`*` an id, `#` a number, `%` a SHA-256) are the fields."""
 
-    model_id: str
-    PATTERN: ClassVar[str] = "models/*"
+    __slots__ = ()
+    PATTERN: ClassVar[str]
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises NameInvalid."""
-        return cls(*_segments(text, cls.PATTERN))
+        wanted, given = cls.PATTERN.split("/"), text.split("/")
+        if len(wanted) != len(given) or not all(
+            _KINDS[want][0].fullmatch(have) if want in _KINDS else want == have
+            for want, have in zip(wanted, given, strict=True)
+        ):
+            shape = "/".join(_KINDS[want][1] if want in _KINDS else want for want in wanted)
+            raise NameInvalid(f"{text!r} is not a name of the form {shape}")
+        make: Any = cls
+        name: Self = make(
+            *(int(have) if want == "#" else have for want, have in zip(wanted, given, strict=True) if want in _KINDS)
+        )
+        return name
 
     def __str__(self) -> str:
-        return f"models/{self.model_id}"
+        values = iter([getattr(self, field.name) for field in fields(self)])  # type: ignore[arg-type]
+        return "/".join(str(next(values)) if segment in _KINDS else segment for segment in self.PATTERN.split("/"))
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class VersionName:
+class ModelName(_Name):
+    """`models/{model}`."""
+
+    PATTERN = "models/*"
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VersionName(_Name):
     """`models/{model}/versions/{number}`."""
 
+    PATTERN = "models/*/versions/#"
     model_id: str
     number: int
-    PATTERN: ClassVar[str] = "models/*/versions/#"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises NameInvalid."""
-        model_id, number = _segments(text, cls.PATTERN)
-        return cls(model_id, int(number))
 
     @property
     def model(self) -> ModelName:
         """The model that it is a version of."""
         return ModelName(self.model_id)
 
-    def __str__(self) -> str:
-        return f"models/{self.model_id}/versions/{self.number}"
-
 
 @dataclass(frozen=True, slots=True, order=True)
-class AliasName:
+class AliasName(_Name):
     """`models/{model}/aliases/{alias}`."""
 
+    PATTERN = "models/*/aliases/*"
     model_id: str
     alias_id: str
-    PATTERN: ClassVar[str] = "models/*/aliases/*"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises NameInvalid."""
-        return cls(*_segments(text, cls.PATTERN))
 
     @property
     def model(self) -> ModelName:
         """The model whose versions it points to."""
         return ModelName(self.model_id)
-
-    def __str__(self) -> str:
-        return f"models/{self.model_id}/aliases/{self.alias_id}"
 
 
 def parse_version_or_alias(text: str) -> VersionName | AliasName:
@@ -108,74 +101,41 @@ def parse_version_or_alias(text: str) -> VersionName | AliasName:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class DatasetName:
+class DatasetName(_Name):
     """`datasets/{dataset}`."""
 
+    PATTERN = "datasets/*"
     dataset_id: str
-    PATTERN: ClassVar[str] = "datasets/*"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises NameInvalid."""
-        return cls(*_segments(text, cls.PATTERN))
-
-    def __str__(self) -> str:
-        return f"datasets/{self.dataset_id}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class DatasetVersionName:
+class DatasetVersionName(_Name):
     """`datasets/{dataset}/versions/{number}`."""
 
+    PATTERN = "datasets/*/versions/#"
     dataset_id: str
     number: int
-    PATTERN: ClassVar[str] = "datasets/*/versions/#"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises NameInvalid."""
-        dataset_id, number = _segments(text, cls.PATTERN)
-        return cls(dataset_id, int(number))
 
     @property
     def dataset(self) -> DatasetName:
         """The dataset that it is a version of."""
         return DatasetName(self.dataset_id)
 
-    def __str__(self) -> str:
-        return f"datasets/{self.dataset_id}/versions/{self.number}"
-
 
 @dataclass(frozen=True, slots=True, order=True)
-class BlobName:
+class BlobName(_Name):
     """`blobs/{sha256}`."""
 
+    PATTERN = "blobs/%"
     sha256: str
-    PATTERN: ClassVar[str] = "blobs/%"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises NameInvalid."""
-        return cls(*_segments(text, cls.PATTERN))
-
-    def __str__(self) -> str:
-        return f"blobs/{self.sha256}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class DeploymentName:
+class DeploymentName(_Name):
     """`deployments/{deployment}`."""
 
+    PATTERN = "deployments/*"
     deployment_id: str
-    PATTERN: ClassVar[str] = "deployments/*"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises NameInvalid."""
-        return cls(*_segments(text, cls.PATTERN))
-
-    def __str__(self) -> str:
-        return f"deployments/{self.deployment_id}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -192,7 +152,10 @@ class JobName:
         collection = text.partition("/")[0]
         if collection not in cls.COLLECTIONS:
             raise NameInvalid(f"{text!r} is not a name of the form trainingJobs/{{id}} or compressionJobs/{{id}}")
-        return cls(collection, *_segments(text, f"{collection}/*"))
+        job_id = text.removeprefix(f"{collection}/")
+        if not _ID.fullmatch(job_id):
+            raise NameInvalid(f"{text!r} is not a name of the form {collection}/{{id}}")
+        return cls(collection, job_id)
 
     def __str__(self) -> str:
         return f"{self.collection}/{self.job_id}"
