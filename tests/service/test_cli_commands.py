@@ -243,6 +243,8 @@ def test_status_shows_health_deployments_and_loaded_versions(maas: Maas, reviews
 
 def test_ctrl_c_on_a_watch_leaves_the_job_and_says_how_to_go_on(endpoint: str, cluster: PlainCluster) -> None:
     cluster.unavailable["WatchTrainingJob"] = 10**9  # nothing comes, for as long as the watch is tried again
+    # A shell starts what it puts into the background with SIGINT ignored, and children inherit that.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "maas.cli", "train", "--dataset", "d", "--model", "m"],
         env=os.environ | {"MAAS_ENDPOINT": endpoint},
@@ -250,6 +252,7 @@ def test_ctrl_c_on_a_watch_leaves_the_job_and_says_how_to_go_on(endpoint: str, c
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, inherited)
     try:
         end = time.monotonic() + 20
         while "WatchTrainingJob" not in cluster.called:
