@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,20 +112,10 @@ class Database:
         except TimeoutError as error:
             raise DatabaseBusy("the database is busy: try again in a moment") from error
         try:
-            with self._translated_errors():
+            with _translated_errors(self._path):
                 return await to_its_end(run())
         finally:
             turn.release()
-
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except exc.DBAPIError as error:
-            failure = failure_of(error, self._path)
-            if failure is None:
-                raise
-            raise failure from error
 
 
 @asynccontextmanager
@@ -134,12 +124,22 @@ async def open_database(path: Path, metadata: MetaData, schema_version: int) -> 
 
     Raises DatabaseOfOtherRelease when its tables are of another schema version, and what `Database` does.
     """
+    with _translated_errors(path):
+        # Before any connection with a thread of its own: one that fails to open leaves its thread to end when it likes.
+        await to_its_end(asyncio.to_thread(_check_file, path))
     database = Database(path)
     try:
         await database.write(lambda connection: _prepare(connection, path, metadata, schema_version))
         yield database
     finally:
         await database.close()
+
+
+def _check_file(path: Path) -> None:
+    """Make the file if there is none. Raises what SQLite has against it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def _engine(path: Path, connections: int, begin: str) -> AsyncEngine:
@@ -181,17 +181,29 @@ async def _prepare(connection: AsyncConnection, path: Path, metadata: MetaData, 
         )
 
 
-def failure_of(error: exc.DBAPIError, path: Path) -> Failure | None:
+@contextmanager
+def _translated_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (exc.DBAPIError, sqlite3.Error) as error:
+        failure = failure_of(error, path)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def failure_of(error: exc.DBAPIError | sqlite3.Error, path: Path) -> Failure | None:
     """Return the failure that an error of SQLite's stands for; None when it is a bug of ours."""
     # The low byte is the kind; the others say which operation met it.
-    code = getattr(error.orig, "sqlite_errorcode", None)
+    origin = error.orig if isinstance(error, exc.DBAPIError) else error
+    code = getattr(origin, "sqlite_errorcode", None)
     match None if code is None else code & 0xFF:
         case sqlite3.SQLITE_FULL:
             return storage_full(path.parent)
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return storage_read_only(path.parent)
         case sqlite3.SQLITE_IOERR:
-            return storage_failed(path.parent, str(error.orig))
+            return storage_failed(path.parent, str(origin))
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return DatabaseBusy("the database is busy: try again in a moment")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
