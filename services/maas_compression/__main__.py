@@ -30,7 +30,7 @@ async def main(settings: JobSettings) -> None:
             "maas.compression.v1.CompressionService",
             lambda server: add_CompressionServiceServicer_to_server(servicer, server),
         )
-        await serve(settings.process, [service], metrics)
+        await serve(settings.process, [service], metrics, on_stop=jobs.end_watches)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Self, TypeAlias
 
-from maas_runtime.failures import NotFound, Overloaded
+from maas_runtime.failures import NotFound, Overloaded, Unavailable
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -23,6 +23,12 @@ class JobQueueFull(Overloaded):
     """As many jobs are waiting as may."""
 
     reason = "JOB_QUEUE_FULL"
+
+
+class ServiceStopping(Unavailable):
+    """The process ends while somebody watches a job."""
+
+    reason = "JOB_SERVICE_STOPPING"
 
 
 class JobState(Enum):

@@ -26,6 +26,7 @@ from maas_jobs.job import (
     JobState,
     JsonObject,
     LogLine,
+    ServiceStopping,
     Step,
     StepLimits,
 )
@@ -83,6 +84,7 @@ class Jobs:
         # By time of creation, then id: what pages are cut from.
         self._order: list[tuple[float, str]] = []
         self._creating = asyncio.Lock()
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
         """Load all jobs; unfinished ones go on. Raises StorageFull and the like."""
@@ -143,9 +145,10 @@ class Jobs:
         return JobPage(jobs[::-1], page_token(self._collection, _position_text(self._order[begin])) if begin else "")
 
     async def watch(self, job_id: str) -> AsyncIterator[Job]:
-        """Yield the job now, after each change, and for the last time in its final state. Raises JobNotFound.
+        """Yield the job now, after each change, and for the last time in its final state.
 
-        Changes that come faster than they are taken are seen as one.
+        Changes that come faster than they are taken are seen as one. Raises JobNotFound, and ServiceStopping when the
+        process ends before the job.
         """
         tracked = self._find(job_id)
         while True:
@@ -155,6 +158,14 @@ class Jobs:
             if job.state.is_final:
                 return
             await changed.wait()
+            if self._stopping:
+                raise ServiceStopping("the service is being stopped; the job goes on when it is back: watch it again")
+
+    def end_watches(self) -> None:
+        """End all watches, now and from now on: the process is being stopped."""
+        self._stopping = True
+        for tracked in self._tracked.values():
+            tracked.changed.set()
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; a final one stays as it is. Raises JobNotFound, StorageFull and the like."""

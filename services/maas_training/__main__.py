@@ -29,7 +29,7 @@ async def main(settings: JobSettings) -> None:
         service = GrpcService(
             "maas.training.v1.TrainingService", lambda server: add_TrainingServiceServicer_to_server(servicer, server)
         )
-        await serve(settings.process, [service], metrics)
+        await serve(settings.process, [service], metrics, on_stop=jobs.end_watches)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from maas_jobs.durable import DurableJobs
-from maas_jobs.job import Job, JobNotFound, JobQueueFull, JobState, JsonObject, Step, StepLimits
+from maas_jobs.job import Job, JobNotFound, JobQueueFull, JobState, JsonObject, ServiceStopping, Step, StepLimits
 from maas_jobs.jobs import Jobs
 from maas_jobs.metrics import JobMetrics
 from maas_runtime.paging import PageTokenInvalid
@@ -265,6 +265,19 @@ async def test_a_job_goes_on_after_the_service_was_stopped_and_keeps_its_progres
         await jobs.cancel(job_id)
         assert (await ended(jobs, waiting)).state is JobState.SUCCEEDED
     assert trace(tmp_path)[:3] == ["one", "two", "two"]
+
+
+async def test_a_watch_ends_when_its_service_does_and_says_that_the_job_goes_on(tmp_path: Path) -> None:
+    async with running_jobs(tmp_path) as jobs:
+        job_id = (await jobs.create(spec(tmp_path, two="hang"), "")).job_id
+        await hanging(jobs, job_id)
+        watched = jobs.watch(job_id)
+        assert (await anext(watched)).state is JobState.RUNNING
+        jobs.end_watches()
+        async with asyncio.timeout(5):
+            with pytest.raises(ServiceStopping, match="goes on"):
+                async for _ in watched:
+                    pass
 
 
 SERVICE = """
