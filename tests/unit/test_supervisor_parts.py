@@ -112,6 +112,19 @@ def test_a_folder_that_is_not_ours_is_never_removed(home: Home, tmp_path: Path) 
     assert precious.exists()
 
 
+def test_a_socket_folder_that_cannot_be_noted_down_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    home = Home(tmp_path / ("a-path-that-is-too-long-for-sockets-" * 3))
+    home.run_pointer.with_name(f".{home.run_pointer.name}.part").mkdir(parents=True)  # so it cannot be written
+    with pytest.raises(HomeNotWritable):
+        make_folders(home)
+    assert list(temporary.iterdir()) == []
+
+
 def test_the_lock_names_its_holder_and_is_given_back(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert lock_holder(home) is None

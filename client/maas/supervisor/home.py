@@ -147,7 +147,11 @@ def make_folders(home: Home) -> Path:
         run_dir = home.default_run_dir.resolve()
         if len(os.fsencode(run_dir)) + 1 + _LONGEST_SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
             run_dir = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))  # its mode is 0700
-            _write_whole(home.run_pointer, json.dumps({"run_dir": str(run_dir)}))
+            try:
+                _write_whole(home.run_pointer, json.dumps({"run_dir": str(run_dir)}))
+            except OSError:
+                run_dir.rmdir()  # nobody would find it again
+                raise
     return run_dir
 
 
