@@ -239,7 +239,7 @@ def _show(trained: TrainingJob, compressed: Sequence[CompressionJob]) -> None:
             f"{bytes_text(job.report.before.servable_bytes)} -> {bytes_text(job.report.after.servable_bytes)}",
             f"{job.report.before.latency_p50_ms:.2f} -> {job.report.after.latency_p50_ms:.2f} ms",
             f"{job.report.before.throughput_rows:,.0f} -> {job.report.after.throughput_rows:,.0f}",
-            f"{job.report.agreement:.1%}",
+            f"{job.report.agreement:.2%}",
         )
         for job in compressed
     ]

@@ -45,6 +45,8 @@ DOMAIN_MEMBERS = {
 DOMAIN_ROWS = {"movies": 10_605, "amazon": 3_708, "tweets": 4_200, "newspaper": 5_190}
 
 _INDEX_NAME = "example-data.json"
+_FORMAT = 2
+"""Counts up when the same source makes other files: files of an older release are then made again. 2: label names."""
 
 
 class ExampleDataError(MaasError):
@@ -266,7 +268,8 @@ def _write_file(folder: Path, name: str, sentences: Sequence[Sentence]) -> Examp
 
 def _write_index(folder: Path, files: dict[str, ExampleFile]) -> None:
     entries = {name: {"rows": file.rows, "sha256": file.sha256} for name, file in files.items()}
-    content = json.dumps({"source_sha256": SOURCE_SHA256, "files": entries}, indent=2, sort_keys=True)
+    index = {"format": _FORMAT, "source_sha256": SOURCE_SHA256, "files": entries}
+    content = json.dumps(index, indent=2, sort_keys=True)
     partial = folder / f".{_INDEX_NAME}.partial"
     partial.write_text(content + "\n")
     os.replace(partial, folder / _INDEX_NAME)
@@ -276,7 +279,7 @@ def _read_intact_files(folder: Path) -> dict[str, ExampleFile]:
     """Return what an earlier call wrote and is still as it was; anything else is made again."""
     try:
         index = json.loads((folder / _INDEX_NAME).read_bytes())
-        if index["source_sha256"] != SOURCE_SHA256:
+        if (index["format"], index["source_sha256"]) != (_FORMAT, SOURCE_SHA256):
             return {}
         entries = {str(name): (int(entry["rows"]), str(entry["sha256"])) for name, entry in index["files"].items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):

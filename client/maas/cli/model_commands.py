@@ -238,7 +238,7 @@ def write_report(report: "CompressionReport") -> None:
         ("rows a second", f"{before.throughput_rows:,.0f}", f"{after.throughput_rows:,.0f}"),
         ("peak memory", bytes_text(before.peak_memory_bytes), bytes_text(after.peak_memory_bytes)),
         ("non-zero share", f"{before.nonzero_share:.3f}", f"{after.nonzero_share:.3f}"),
-        ("agreement", "", f"{report.agreement:.3f}"),
+        ("agreement", "", f"{report.agreement:.4f}"),
     )
     write_table(("", ">BEFORE", ">AFTER"), rows)
     console().print(report.verdict, markup=False, highlight=False)
