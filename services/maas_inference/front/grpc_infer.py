@@ -156,11 +156,6 @@ def error_headers(failure: Failure, request_id: bytes) -> list[tuple[bytes, byte
     return headers
 
 
-def deadline_of(timeout: bytes, arrived: float, default_seconds: float) -> float:
-    """Return when the caller stops waiting, on the monotonic clock."""
-    return arrived + (parse_timeout(timeout) if timeout else default_seconds)
-
-
 def decompressed(data: bytes | memoryview, *, is_gzip: bool, limit: int) -> bytes | None:
     """Return the bytes, or None when there would be more than `limit`. Raises zlib.error."""
     decompressor = zlib.decompressobj(31 if is_gzip else 15)
