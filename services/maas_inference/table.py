@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 FRONT_SOCKET = "front.sock"
 """The manager's socket for fronts, in the run folder."""
 
-VersionState: TypeAlias = Literal["loading", "ready", "restarting", "failed"]
+VersionState: TypeAlias = Literal["loading", "ready", "restarting", "failed", "unloaded"]
+"""`unloaded`: it has no worker now, and gets one when somebody asks for it or loads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,24 @@ class ServedVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """How requests to a deployment are queued, where its owner says so. 0 and None: the front decides."""
+
+    max_batch_rows: int = 0
+    max_queue_delay_seconds: float | None = None
+    """The longest that rows are held back for a larger batch; 0: never."""
+    max_queue_rows: int = 0
+    cache_bytes: int = 0
+    """How much of the front's memory answers may take that are given again to equal requests; 0: none are kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServedDeployment:
     """A name that callers use, and the versions that answer under it."""
 
     deployment: str
     versions: tuple[ServedVersion, ...]
+    settings: ServingSettings = ServingSettings()
 
 
 @dataclass(frozen=True, slots=True)
