@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -54,15 +54,14 @@ class Cluster:
         """Return the question about a model for the deployment of that name."""
         return Question("grpc", model, name)
 
-    def start_direct(self, module: str = "maas_inference.front") -> int:
-        """Start a front of its own and return its port."""
+    def start_direct(self, command: Sequence[str] = ("-m", "maas_inference.front")) -> None:
+        """Start a front of its own: Python with these arguments."""
         port = self.ports["direct"] = free_port()
         environment = {"MAAS_RUN_DIR": str(self._run_dir), "MAAS_PUBLIC_LISTEN": f"127.0.0.1:{port}"}
-        self.processes.start("direct", [sys.executable, "-m", module], environment)
-        return port
+        self.processes.start("direct", [sys.executable, *command], environment)
 
-    def start_apart(self) -> int:
-        """Start a gateway of its own before the direct front and return its port."""
+    def start_apart(self) -> None:
+        """Start a gateway of its own before the direct front."""
         port = self.ports["apart"] = free_port()
         own = self.home.parent / f"{self.home.name}-apart"
         own.mkdir(exist_ok=True)
@@ -78,7 +77,6 @@ class Cluster:
             environment[f"MAAS_{service.upper()}_ADDRESS"] = f"unix:{self._run_dir}/{service}.sock"
         for module in ("maas_gateway", "maas_gateway.envoy"):
             self.processes.start(f"apart-{module}", [sys.executable, "-m", module], environment)
-        return port
 
     def metrics(self) -> dict[str, float]:
         """Return /metrics of the whole cluster, by name and labels as they are written."""

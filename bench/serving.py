@@ -139,7 +139,8 @@ def own_turn(model: str, home: Path, scratch: Path, seconds: float) -> Iterator[
         for deployed in OWN[model]:
             question = cluster.question(deployed.name, model)
             for way in deployed.ways:
-                row = measure(
+                question.until_answered(cluster.ports[way])
+                yield measure(
                     f"maas, {deployed.label}, {WAYS[way]}",
                     question,
                     cluster.ports[way],
@@ -149,7 +150,6 @@ def own_turn(model: str, home: Path, scratch: Path, seconds: float) -> Iterator[
                     cold[deployed.name],
                     path_pids(cluster, deployed.name, way),
                 )
-                yield row
 
 
 def path_pids(cluster: Cluster, deployment: str, way: Way) -> list[int]:
