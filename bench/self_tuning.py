@@ -131,7 +131,11 @@ class Bench:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._answer_bytes: dict[tuple[str, Way], int] = {}
+        self._answer_bytes = {
+            (engine, way): cluster.question(engine).until_answered(cluster.ports[way])[1]
+            for engine in ENGINES
+            for way in WAYS
+        }
 
     def switch(self, name: str) -> None:
         """Let the front batch by one of FIXED, or as it does by itself."""
@@ -143,10 +147,8 @@ class Bench:
     def load(self, cell: Cell, seconds: float, warm: float) -> Load:
         """Load once."""
         question, port = self._cluster.question(cell.engine), self._cluster.ports[cell.way]
-        key = (cell.engine, cell.way)
-        if key not in self._answer_bytes:
-            self._answer_bytes[key] = question.until_answered(port)[1]
-        return run_load(port, question, self._answer_bytes[key], cell.in_flight, seconds, warm=warm)
+        answer_bytes = self._answer_bytes[cell.engine, cell.way]
+        return run_load(port, question, answer_bytes, cell.in_flight, seconds, warm=warm)
 
 
 if __name__ == "__main__":
