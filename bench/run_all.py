@@ -1,5 +1,6 @@
 """make bench-all: every bench in turn, each with an end; all tables in bench/RESULTS.md. 25 to 30 minutes."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -23,11 +24,13 @@ def main() -> None:
     for name, minutes in BENCHES.items():
         begun = time.monotonic()
         command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--write"]
-        try:
-            if subprocess.run(command, timeout=minutes * 60, check=False).returncode:
-                failed.append(name)
-        except subprocess.TimeoutExpired:
-            failed.append(f"{name} (more than {minutes} minutes)")
+        with subprocess.Popen(command) as bench:
+            try:
+                if bench.wait(minutes * 60):
+                    failed.append(name)
+            except subprocess.TimeoutExpired:
+                failed.append(f"{name} (more than {minutes} minutes)")
+                bench.send_signal(signal.SIGINT)  # it ends what it has started
         print(f"# {name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
