@@ -54,7 +54,7 @@ async def ask_all(endpoint: str, deployment: str) -> dict[int, ModelInferRespons
     answers: dict[int, ModelInferResponse] = {}
     numbers = iter(range(REQUESTS))
 
-    async def call(ask: grpc.aio.UnaryUnaryMultiCallable, numbers: Iterator[int]) -> None:
+    async def call(ask: "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]", numbers: Iterator[int]) -> None:
         for number in numbers:
             answers[number] = ModelInferResponse.FromString(await ask(message(deployment, number), timeout=30))
 
