@@ -89,6 +89,9 @@ class Keeper:
             outputs=report.outputs,
             labels=report.labels,
             text_input=report.text_input,
+            padded_input=report.padded_input,
+            padding_id=report.padding_id,
+            lanes=report.lanes,
             max_batch_rows=report.max_batch_rows or self._options.max_batch_rows,
             cost_curve=report.cost_curve,
         )

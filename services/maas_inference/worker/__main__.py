@@ -42,6 +42,7 @@ class WorkerSettings:
     socket: Path
     threads: int
     max_batch_rows: int
+    lanes: int
     parent_pid: int
 
     @classmethod
@@ -53,6 +54,7 @@ class WorkerSettings:
         parser.add_argument("--socket", type=Path, required=True)
         parser.add_argument("--threads", type=int, default=1)
         parser.add_argument("--max-batch-rows", type=int, default=32)
+        parser.add_argument("--lanes", type=int, default=1)
         parser.add_argument("--parent-pid", type=int, default=os.getppid())
         return cls(**vars(parser.parse_args(arguments)))
 
@@ -75,7 +77,9 @@ def main() -> None:
         _report(WorkerReport(failure=failure.message, reason=failure.reason))
         sys.exit(1)
     manifest = package.manifest
-    server = WorkerServer(_Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs})
+    server = WorkerServer(
+        _Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs}, settings.lanes
+    )
     listener = server.listen(settings.socket)
     _report(
         WorkerReport(
@@ -85,7 +89,10 @@ def main() -> None:
             outputs=_tensors(manifest.outputs),
             labels=manifest.labels,
             text_input=manifest.text.input if manifest.text else "",
+            padded_input=manifest.text.feeds if manifest.text else "",
+            padding_id=predictor.preparer.padding_id,
             max_batch_rows=settings.max_batch_rows,
+            lanes=settings.lanes,
             cost_curve=tuple(sorted(curve.items())),
             load_seconds=time.monotonic() - started,
         )
