@@ -42,7 +42,7 @@ class Examples:
         for size in _FREE_SIZES:
             self._free_size = size
             try:
-                self.predictor.run(self.batch(1, seed=0))
+                self.predictor.compute(self.batch(1, seed=0))
             except InputsRefused as error:
                 refused = refused or error
             else:

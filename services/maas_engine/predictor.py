@@ -67,10 +67,14 @@ class Predictor:
         return self.run(self.preparer.prepare_texts(texts))
 
     def run(self, prepared: Mapping[str, Array]) -> Prediction:
-        """Answer one batch that the preparer has made. Raises InputsRefused, StepFailed or OutputsWrong."""
-        outputs = self.steps.run(prepared, self._engine.run)
+        """Answer one batch that the preparer has made. Raises what `compute` raises, and OutputsWrong."""
+        outputs = self.compute(prepared)
         self._check_outputs(prepared, outputs)
         return interpret(self.package.manifest, outputs)
+
+    def compute(self, prepared: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return what engine and steps give, unchecked. Raises InputsRefused, StepRefused or StepFailed."""
+        return self.steps.run(prepared, self._engine.run)
 
     def close(self) -> None:
         """Close the engine."""

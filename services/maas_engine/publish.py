@@ -1,6 +1,4 @@
-"""The servables of a package, made where its trainable form is: other engines for the same model, each checked and
-measured on this hardware.
-"""
+"""The servables of a package: what other engines can run it, each checked, and measured on this hardware."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +9,17 @@ import numpy as np
 from maas_engine.engine import BF16, can_run, open_engine
 from maas_engine.measure import MeasurementFailed, measure
 from maas_package.architectures import load_architecture
-from maas_package.manifest import Manifest, Servable
+from maas_package.manifest import ArchitectureRef, Servable
 from maas_package.package import Package, write_package
 from maas_package.tensors import Array
-from maas_runtime.failures import InvalidInput
+from maas_runtime.failures import Failure
 
 logger = logging.getLogger(__name__)
 
 FP32_TOLERANCE = 1e-4
 """float32 sums in another order."""
-BF16_SHARE = 0.03
-"""bfloat16 keeps 8 bits of a number: an output may differ by this share of the largest, or by this, if that is more."""
+BF16_TOLERANCE = 0.03
+"""bfloat16 keeps 8 bits of a number."""
 
 _CHECK_ROWS = (1, 8, 9, 10, 11)
 _MEASURE_SECONDS = 0.5
@@ -29,7 +27,7 @@ _MEASURE_ROUNDS = 10
 _CALLS_PER_ROUND = 10
 
 Log = Callable[[str], None]
-Answers = Sequence[Mapping[str, Array]]
+Batches = Sequence[Mapping[str, Array]]
 
 
 def publish_servables(package: Package, texts: Sequence[str] = (), log: Log = logger.info) -> Package:
@@ -39,62 +37,76 @@ def publish_servables(package: Package, texts: Sequence[str] = (), log: Log = lo
     those that the package has are kept. Without a trainable form they are only measured. Takes about a second for
     each, and what loading its library takes twice.
     """
-    servables = list(package.manifest.servables)
-    for candidate, failure in _checked(package):
-        if failure:
-            log(f"{candidate.engine} {candidate.precision} is left out: {failure}")
-        else:
-            servables.append(candidate)
-    measured = _measured(package, servables, texts, log)
-    return write_package(package.folder, replace(package.manifest, servables=tuple(measured), files=()))
+    manifest = package.manifest
+    servables = manifest.servables
+    if manifest.architecture is not None and manifest.weights is not None:
+        onnx = servables[0]
+        trainable = Servable("torch", onnx.precision, manifest.weights.path, tolerance=0.0, max_difference=0.0)
+        candidates = (replace(trainable, precision=BF16), *openvino_candidates(onnx))
+        batches = _architecture_examples(manifest.architecture)
+        servables += (trainable, *agreeing(package, candidates, trainable, batches, log))
+    measured = with_measurements(package, servables, texts, log)
+    return write_package(package.folder, replace(manifest, servables=measured, files=()))
 
 
-def _checked(package: Package) -> Iterator[tuple[Servable, str]]:
-    """Yield each servable that the package could have besides, and why it is not to be taken."""
-    trainable = _trainable_form(package.manifest)
-    if trainable is None:
-        return
-    batches = _batches(package)
-    expected = _answers(package, trainable, batches)
-    yield replace(trainable, tolerance=0.0, max_difference=0.0), ""
-    largest = max(float(np.abs(tensor).max()) for answer in expected for tensor in answer.values())
-    tolerances = {BF16: BF16_SHARE * max(largest, 1.0)}
-    for candidate in _candidates(package.manifest, trainable):
-        tolerance = tolerances.get(candidate.precision, FP32_TOLERANCE)
+def openvino_candidates(onnx: Servable) -> tuple[Servable, ...]:
+    """Return what openvino could make of an ONNX file that onnxruntime runs."""
+    return (Servable("openvino", onnx.precision, onnx.path), Servable("openvino", BF16, onnx.path))
+
+
+def agreeing(
+    package: Package, candidates: Sequence[Servable], reference: Servable, batches: Batches, log: Log
+) -> Iterator[Servable]:
+    """Yield the candidates whose outputs are within tolerance of the reference's, with what was measured of it.
+
+    A tolerance is a share of the largest output, or of 1 if that is more. `log` is told of each candidate left out.
+    """
+    expected = _answers(package, reference, batches)
+    largest = max((_size(tensor) for answer in expected for tensor in answer.values()), default=0.0)
+    for candidate in candidates:
+        name = f"{candidate.engine} {candidate.precision}"
         if not can_run(candidate):
-            yield candidate, "this host cannot run it"
+            log(f"{name} is left out: this host cannot run it")
             continue
         try:
             difference = _largest_difference(expected, _answers(package, candidate, batches))
-        except InvalidInput as error:
-            yield candidate, error.message
+        except Failure as failure:
+            log(f"{name} is left out: {failure.message}")
             continue
-        checked = replace(candidate, tolerance=tolerance, max_difference=difference)
-        # NaN is not within a tolerance either.
-        failure = "" if difference <= tolerance else f"it differs by {difference:.2g}, more than {tolerance:.2g}"
-        yield checked, failure
+        tolerance = (BF16_TOLERANCE if candidate.precision == BF16 else FP32_TOLERANCE) * max(largest, 1.0)
+        if difference <= tolerance:  # which NaN is not
+            yield replace(candidate, tolerance=tolerance, max_difference=difference)
+        else:
+            log(f"{name} is left out: it differs by {difference:.2g}, more than {tolerance:.2g}")
 
 
-def _trainable_form(manifest: Manifest) -> Servable | None:
-    if manifest.weights is None or manifest.architecture is None or not manifest.servables:
-        return None
-    servable = Servable("torch", manifest.servables[0].precision, manifest.weights.path)
-    return servable if can_run(servable) else None
+def with_measurements(
+    package: Package, servables: Sequence[Servable], texts: Sequence[str], log: Log
+) -> tuple[Servable, ...]:
+    """Return the servables with what this hardware makes of them, measured in turn; those it cannot run as they are."""
+    here = [servable for servable in servables if can_run(servable)]
+    try:
+        measurements = measure(
+            [(package, servable) for servable in here],
+            texts,
+            rounds=_MEASURE_ROUNDS,
+            calls_per_round=_CALLS_PER_ROUND,
+            seconds=_MEASURE_SECONDS,
+        )
+    except MeasurementFailed as failure:
+        log(f"nothing is measured: {failure.message}")
+        return tuple(servables)
+    for servable, one in zip(here, measurements, strict=True):
+        log(
+            f"{servable.engine} {servable.precision}: {one.rows_per_second:,.0f} rows/s, "
+            f"{one.p50_seconds * 1000:.2f} ms for one row, {one.peak_memory_bytes / 1e6:.0f} MB"
+        )
+    measured = {id(servable): one for servable, one in zip(here, measurements, strict=True)}
+    return tuple(replace(one, measurements=(measured[id(one)],)) if id(one) in measured else one for one in servables)
 
 
-def _candidates(manifest: Manifest, trainable: Servable) -> tuple[Servable, ...]:
-    onnx = manifest.servables[0]
-    return (
-        replace(trainable, precision=BF16),
-        Servable("openvino", onnx.precision, onnx.path),
-        Servable("openvino", BF16, onnx.path),
-    )
-
-
-def _batches(package: Package) -> list[dict[str, Array]]:
-    """Return the architecture's examples: one row, and batches with padding."""
-    reference = package.manifest.architecture
-    assert reference is not None
+def _architecture_examples(reference: ArchitectureRef) -> Batches:
+    """Return one row, and batches with padding."""
     architecture = load_architecture(reference.name)
     return [
         {name: tensor.numpy() for name, tensor in architecture.example_inputs(reference.config, rows, seed).items()}
@@ -102,7 +114,7 @@ def _batches(package: Package) -> list[dict[str, Array]]:
     ]
 
 
-def _answers(package: Package, servable: Servable, batches: Sequence[Mapping[str, Array]]) -> Answers:
+def _answers(package: Package, servable: Servable, batches: Batches) -> Batches:
     engine = open_engine(package, servable)
     try:
         return [engine.run(batch) for batch in batches]
@@ -110,32 +122,22 @@ def _answers(package: Package, servable: Servable, batches: Sequence[Mapping[str
         engine.close()
 
 
-def _largest_difference(expected: Answers, actual: Answers) -> float:
+def _size(tensor: Array) -> float:
+    return float(np.abs(tensor.astype(np.float64)).max()) if tensor.dtype.kind == "f" else 0.0
+
+
+def _largest_difference(expected: Batches, actual: Batches) -> float:
     differences = [
-        np.abs(one[name].astype(np.float64) - other[name].astype(np.float64)).max()
+        _difference(tensor, other[name])
         for one, other in zip(expected, actual, strict=True)
-        for name in one
+        for name, tensor in one.items()
     ]
     return float(np.max(differences))
 
 
-def _measured(package: Package, servables: Sequence[Servable], texts: Sequence[str], log: Log) -> list[Servable]:
-    candidates = [(package, servable) for servable in servables if can_run(servable)]
-    try:
-        measurements = measure(
-            candidates, texts, rounds=_MEASURE_ROUNDS, calls_per_round=_CALLS_PER_ROUND, seconds=_MEASURE_SECONDS
-        )
-    except MeasurementFailed as error:
-        log(f"nothing is measured: {error.message}")
-        return list(servables)
-    found = {id(servable): one for (_, servable), one in zip(candidates, measurements, strict=True)}
-    for _, servable in candidates:
-        one = found[id(servable)]
-        log(
-            f"{servable.engine} {servable.precision}: {one.rows_per_second:,.0f} rows/s, "
-            f"{one.p50_seconds * 1000:.2f} ms for one, {one.peak_memory_bytes / 1e6:.0f} MB"
-        )
-    return [
-        replace(servable, measurements=(found[id(servable)],)) if id(servable) in found else servable
-        for servable in servables
-    ]
+def _difference(one: Array, other: Array) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    if one.dtype.kind in "OSU":
+        return 0.0 if (one == other).all() else float("inf")
+    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0))
