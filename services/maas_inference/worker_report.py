@@ -17,6 +17,8 @@ class WorkerReport:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     labels: tuple[str, ...] = ()
+    task: str = "text-classification"
+    rows_apart: bool = False
     text_input: str = ""
     padded_input: str = ""
     padding_id: int = 0

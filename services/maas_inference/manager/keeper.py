@@ -88,6 +88,8 @@ class Keeper:
             inputs=report.inputs,
             outputs=report.outputs,
             labels=report.labels,
+            task=report.task,
+            rows_apart=report.rows_apart,
             text_input=report.text_input,
             padded_input=report.padded_input,
             padding_id=report.padding_id,
