@@ -17,7 +17,12 @@ class WorkerReport:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     labels: tuple[str, ...] = ()
+    task: str = "text-classification"
+    rows_apart: bool = False
     text_input: str = ""
+    padded_input: str = ""
+    padding_id: int = 0
     max_batch_rows: int = 0
+    lanes: int = 1
     cost_curve: tuple[tuple[int, float], ...] = ()
     load_seconds: float = 0.0

@@ -34,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("ls")(ls)
     group.command("show")(show)
     group.command("push")(push)
+    group.command("import")(import_onnx)
     group.command("pull")(pull)
     group.command("alias")(alias)
     app.add_typer(group, name="models")
@@ -96,6 +97,41 @@ def push(
         write_json(version)
     else:
         say(f"stored {short_version(version.name)}")
+
+
+def import_onnx(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="ONNX file, from anywhere.")],
+    model: Annotated[str, typer.Argument(help="Model; it is made if there is none.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="tokenizer.json that turns texts into word ids.")
+    ] = None,
+    text_feeds: Annotated[str, typer.Option(help="Input that takes the word ids, where there are several.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="How many word ids of a text are kept.")] = 256,
+    labels: Annotated[str, typer.Option(help="Names of the classes, with commas, of a classifier.")] = "",
+    description: Annotated[str, typer.Option(help="What is new in it.")] = "",
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Store an ONNX file as the next version of a model; it is checked, run and measured on this machine first."""
+    from tempfile import TemporaryDirectory
+
+    from maas.cli.onnx_import import package_of
+    from maas.cli.progress import transfer
+    from maas.client import package_files
+
+    with TemporaryDirectory(prefix="maas-import-") as scratch:
+        folder = Path(scratch, "package")
+        made = package_of(file, folder, tokenizer, text_feeds=text_feeds, max_tokens=max_tokens, labels=labels)
+        total = sum(path.stat().st_size for path in package_files(folder))
+        with connected(endpoint) as client, transfer("storing", total) as moved:
+            version = client.push_package(folder, model, description=description, progress=moved)
+    if as_json:
+        write_json({"version": version.name, **made})
+        return
+    for note in made["notes"]:
+        say(note)
+    say(f"takes {', '.join(made['inputs'])}; gives {', '.join(made['outputs'])}")
+    say(f"stored {short_version(version.name)}")
 
 
 def pull(

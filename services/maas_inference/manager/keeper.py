@@ -88,7 +88,12 @@ class Keeper:
             inputs=report.inputs,
             outputs=report.outputs,
             labels=report.labels,
+            task=report.task,
+            rows_apart=report.rows_apart,
             text_input=report.text_input,
+            padded_input=report.padded_input,
+            padding_id=report.padding_id,
+            lanes=report.lanes,
             max_batch_rows=report.max_batch_rows or self._options.max_batch_rows,
             cost_curve=report.cost_curve,
         )
