@@ -21,9 +21,10 @@ from pathlib import Path
 import models
 from cluster import Cluster, running_cluster
 from load import need_h2load, run_load
-from packages import seed_package
+from packages import seed_package, with_all_engines
 from report import add_arguments, median, publish, say, table
 
+from maas_engine.engine import choose_servable
 from maas_engine.predictor import Predictor, open_predictor
 from maas_package.package import read_package
 
@@ -50,7 +51,7 @@ def main() -> None:
     need_h2load()
     found: dict[int, list[dict[str, float]]] = {count: [] for count in IN_FLIGHT}
     with tempfile.TemporaryDirectory() as folder, running_cluster() as cluster:
-        package = seed_package(Path(folder, "seed"))
+        package = with_all_engines(seed_package(Path(folder, "seed")))
         cluster.deploy("seed", package, arguments.engine)
         cluster.start_direct()
         with Alone(package.folder, arguments.engine) as alone:
@@ -154,8 +155,7 @@ class Alone:
 def compute_alone(folder: Path, engine: str) -> None:
     """Answer lists of sizes with their seconds, until the input ends."""
     package = read_package(folder)
-    servable = next(servable for servable in package.manifest.servables if servable.engine == engine)
-    predictor = open_predictor(package, servable, threads=1)
+    predictor = open_predictor(package, choose_servable(package, engine), threads=1)
     for line in sys.stdin:
         print(json.dumps([seconds_of_batch(predictor, size) for size in json.loads(line)]), flush=True)
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,8 @@ from load import Question
 from processes import Processes
 
 from maas.client import Client
+from maas.errors import MaasError
+from maas.rollout.v1.deployment_pb2 import ServingSettings
 from maas_package.package import Package
 
 Way = Literal["direct", "gateway", "apart"]
@@ -43,11 +45,10 @@ class Cluster:
         return Client(f"127.0.0.1:{self.ports['gateway']}", retry_seconds=30)
 
     def deploy(self, name: str, package: Package, engine: str = "") -> None:
-        """Serve a package; `engine` (`torch`, `onnxruntime`) instead of the fastest that it has."""
-        if engine:
-            raise NotImplementedError("a deployment cannot choose its engine yet")
+        """Serve a package; `engine` (`torch`, `openvino:bf16`) instead of the fastest that it has."""
         with self.client as client:
-            client.deploy(name, [client.push_package(package.folder, name).name])
+            version = client.push_package(package.folder, name).name
+            client.deploy(name, [version], serving=ServingSettings(engine=engine))
             client.wait_until_ready(name)
 
     def question(self, name: str, model: str = "seed") -> Question:
@@ -94,6 +95,12 @@ class Cluster:
                 if loaded.pid
             }
 
+    def engines(self) -> dict[str, str]:
+        """Return what each deployment computes with, as `onnxruntime fp32`."""
+        with self.client as client:
+            loaded = client.replica().loaded_versions
+        return {one.deployment.rpartition("/")[2]: f"{one.engine} {one.precision}" for one in loaded if one.engine}
+
     def pids_of(self, pattern: str) -> list[int]:
         """Return the processes whose command line has the pattern."""
         return [pid for pid, command in self.processes.commands().items() if re.search(pattern, command)]
@@ -123,10 +130,8 @@ def running_cluster(home: Path | None = None, environment: Mapping[str, str] | N
             processes.stop()
 
 
-def until(holds, seconds: float, what: str) -> None:
+def until(holds: Callable[[], object], seconds: float, what: str) -> None:
     """Ask again until it holds."""
-    from maas.errors import MaasError
-
     end = time.monotonic() + seconds
     while True:
         try:

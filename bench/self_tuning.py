@@ -1,8 +1,8 @@
 """The front's own batching against fixed settings, one front, switched in turns.
 
-First every setting once for each engine, way and number in flight; then, cell by cell, the front's own and the best
-fixed ones of that cell in turns, so that what the first look found by luck does not count. The last numbers are those
-of the table: the front's own beside the best fixed one.
+First every fixed setting once for each engine, way and number in flight; then, cell by cell, the front learns for some
+seconds, and its own and the best fixed settings of that cell take turns, so that what the first look found by luck does
+not count. The last numbers are those of the table: the front's own beside the best fixed one.
 """
 
 import argparse
@@ -15,17 +15,18 @@ from pathlib import Path
 
 from cluster import Cluster, Way, running_cluster
 from load import Load, need_h2load, run_load
-from packages import seed_package
+from packages import seed_package, with_all_engines
 from report import add_arguments, median, publish, say, table
 
 OWN = "own"
 FIXED = {
-    f"{slots} x {hold:g} ms": {"slots": slots, "hold_ms": hold}
-    for slots, hold in itertools.product((1, 2), (0.0, 0.5, 1.0, 2.0, 4.0, 8.0))
+    f"{lanes}/{slots} x {hold:g} ms": {"lanes": lanes, "slots": slots, "hold_ms": hold}
+    for (lanes, slots), hold in itertools.product(((1, 1), (1, 2), (2, 2), (2, 4)), (0.0, 1.0, 2.0, 4.0))
 }
+"""Lanes, batches that are at the worker at once, and how long a batch that is not full is held."""
 IN_FLIGHT = (1, 4, 16, 64, 256)
 WAYS: tuple[Way, ...] = ("direct", "apart")
-ENGINES = {"onnxruntime": "", "torch": "torch"}
+ENGINES = ("onnxruntime", "torch")
 FINALISTS = 2
 
 
@@ -43,15 +44,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="of the last comparison")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one load of the last comparison")
-    parser.add_argument("--look-seconds", type=float, default=0.5, help="of one load of the first look")
+    parser.add_argument("--look-seconds", type=float, default=0.4, help="of one load of the first look")
+    parser.add_argument(
+        "--learn-seconds", type=float, default=6.0, help="of each cell for the front's own, not counted"
+    )
     parser.add_argument("--in-flight", default=IN_FLIGHT, type=lambda text: [int(word) for word in text.split(",")])
     add_arguments(parser)
     arguments = parser.parse_args()
     need_h2load()
     with tempfile.TemporaryDirectory() as folder, running_cluster() as cluster:
-        package = seed_package(Path(folder, "seed"))
-        for engine, setting in ENGINES.items():
-            cluster.deploy(engine, package, setting)
+        package = with_all_engines(seed_package(Path(folder, "seed")))
+        for engine in ENGINES:
+            cluster.deploy(engine, package, engine)
         cluster.start_direct([str(Path(__file__).with_name("switchable_front.py"))])
         cluster.start_apart()
         bench = Bench(cluster)
@@ -78,6 +82,8 @@ def compare(
     """Load the front's own setting and the cell's best fixed ones in turns."""
     best = sorted(looked, key=lambda name: looked[name], reverse=True)[:FINALISTS]
     loads: dict[str, list[Load]] = {name: [] for name in (OWN, *best)}
+    bench.switch(OWN)
+    bench.load(cell, arguments.learn_seconds, 0.1)
     for number in range(arguments.rounds):
         for name in loads if number % 2 == 0 else reversed(list(loads)):
             bench.switch(name)

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 from cluster import Cluster, Way, running_cluster
 from load import ANSWER_TIMEOUT_SECONDS, Load, Question, need_h2load, run_load
-from packages import int8_package, minilm_package, seed_package
+from packages import int8_package, minilm_package, seed_package, with_all_engines
 from peers import PEERS, Peer
 from plot import plot_serving
 from processes import Processes, memory_mb
 from report import FOLDER, add_arguments, machine, median, publish, say, table, today
 
 IN_FLIGHT = (1, 16, 64)
+BASE = [peer.name for peer in PEERS["triton"] if peer.instances == 1]
+"""Triton's settings of which the best counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,19 @@ class Deployed:
     """One deployment of this project and the ways on which it is measured."""
 
     name: str
-    label: str
+    label: str = ""
+    """Empty: the engine that was chosen."""
     engine: str = ""
     ways: tuple[Way, ...] = ("direct", "gateway", "apart")
 
 
 OWN = {
     "seed": (
-        Deployed("seed", "chosen engine"),
+        Deployed("seed-torch", "torch eager", "torch"),
+        Deployed("seed"),
         Deployed("seed-int8", "int8"),
     ),
-    "minilm": (Deployed("minilm", "chosen engine", ways=("direct", "gateway")),),
+    "minilm": (Deployed("minilm", ways=("direct", "gateway")),),
 }
 WAYS = {"direct": "direct", "gateway": "gateway, one Envoy", "apart": "gateway apart"}
 
@@ -89,11 +93,11 @@ def main() -> None:
         rows = []
         for number in range(arguments.rounds):
             for model in arguments.models:
-                # The first peer before ours, the others after it: Triton's two settings stand around our turn.
-                for peer in peers[:1]:
+                # Ours in the midst, so that Triton's settings stand around our turn.
+                for peer in peers[:2]:
                     rows += peer_turn(peer, model, scratch, arguments.seconds)
                 rows += own_turn(model, homes[model], scratch, arguments.seconds)
-                for peer in peers[1:]:
+                for peer in peers[2:]:
                     rows += peer_turn(peer, model, scratch, arguments.seconds)
             say(f"round {number + 1} of {arguments.rounds} done after {time.monotonic() - begun:.0f} s")
     versions = sorted({peer.versions(scratch) for peer in peers})
@@ -117,7 +121,9 @@ def prepared_home(model: str, scratch: Path, folder: Path) -> Path:
     if model == "seed":
         weights = torch.load(scratch / "models" / "seed.pt", weights_only=True)
         seed = seed_package(folder / "seed-package", weights)
-        packages = {"seed": seed, "seed-torch": seed, "seed-int8": int8_package(seed, folder / "seed-int8-package")}
+        int8 = int8_package(seed, folder / "seed-int8-package")
+        seed = with_all_engines(seed)
+        packages = {"seed": seed, "seed-torch": seed, "seed-int8": int8}
     else:
         packages = {"minilm": minilm_package(folder / "minilm-package", scratch / "models")}
     with running_cluster(home) as cluster:
@@ -134,6 +140,7 @@ def own_turn(model: str, home: Path, scratch: Path, seconds: float) -> Iterator[
         for deployed in OWN[model]:
             cluster.question(deployed.name, model).until_answered(cluster.ports["gateway"])
             cold[deployed.name] = time.monotonic() - begun
+        engines = cluster.engines()
         cluster.start_direct()
         cluster.start_apart()
         for deployed in OWN[model]:
@@ -141,7 +148,7 @@ def own_turn(model: str, home: Path, scratch: Path, seconds: float) -> Iterator[
             for way in deployed.ways:
                 question.until_answered(cluster.ports[way])
                 yield measure(
-                    f"maas, {deployed.label}, {WAYS[way]}",
+                    f"maas, {deployed.label or f'chosen {engines[deployed.name]}'}, {WAYS[way]}",
                     question,
                     cluster.ports[way],
                     cluster.processes,
@@ -258,7 +265,7 @@ def ratio(server: str, rows: list[Row], in_flight: int, number: str) -> float:
     """Return the median over rounds of a number beside Triton's, with whichever queue delay served more."""
     tritons: dict[str, list[Load]] = {}
     for row in rows:
-        if row.server.startswith("triton"):
+        if row.server in BASE:
             tritons.setdefault(row.server, []).append(row.loads[in_flight])
     if not tritons:
         return float("nan")

@@ -1,10 +1,10 @@
 """A standalone front whose batching can be switched while it runs: only for bench/self_tuning.py.
 
-    POST /bench/batching {"slots": 1, "hold_ms": 2.0}      a fixed setting
-    POST /bench/batching {}                                the front's own
+    POST /bench/batching {"lanes": 1, "slots": 2, "hold_ms": 2.0}      a fixed setting
+    POST /bench/batching {}                                            the front's own
 
-A fixed setting sends at most `slots` batches to the worker at once, and holds a batch that is not full until its oldest
-request is `hold_ms` old. One process for all of them, so that nothing but the decision differs.
+A fixed setting sends at most `slots` batches to the worker at once, to so many lanes of it, and holds a batch that is
+not full until its oldest request is `hold_ms` old. One process for all of them, so that nothing but the decision differs.
 """
 
 import asyncio
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from maas_inference.front import serving
+from maas_inference.front.batching import Release, rules_for
+from maas_inference.front.tuning import Tuner
 from maas_inference.front.version_queue import VersionQueue
 
 PATH = "/bench/batching"
@@ -25,6 +27,7 @@ PATH = "/bench/batching"
 class Batching:
     """The setting of the moment; without slots it is the front's own."""
 
+    lanes: int = 0
     slots: int = 0
     hold_seconds: float = 0.0
 
@@ -36,24 +39,30 @@ class SwitchableQueue(VersionQueue):
     """A queue that the fixed setting rules, if there is one."""
 
     _timer: asyncio.TimerHandle | None = None
+    _own_tuner: Tuner | None = None
 
     def _pump(self) -> None:
+        if self._own_tuner is None:
+            self._own_tuner = self._tuner
+            self._idle_tuner = Tuner(rules_for(1)[:1])  # with nothing to try it learns nothing
         if not _batching.slots:
+            self._tuner = self._own_tuner
             super()._pump()
             return
+        self._tuner = self._idle_tuner
         self._pump_scheduled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._link is not None and self._waiting_rows and len(self._in_flight) < _batching.slots:
+        while self._link is not None and self._waiting.rows and len(self._in_flight) < _batching.slots:
             now = time.monotonic()
-            if self._waiting_rows < self._policy.max_rows:
-                oldest = min(questions[0].arrived for questions in self._waiting.values())
-                left = oldest + _batching.hold_seconds - now
+            if self._waiting.rows < self._max_rows:
+                left = self._waiting.oldest_arrival() + _batching.hold_seconds - now
                 if left > 0:
                     self._timer = self._loop.call_later(left, self._schedule_pump)
                     return
-            self._release(self._link, "fixed", now)
+            lane = min(range(_batching.lanes), key=lambda index: self._lanes[index].batches)
+            self._send(self._link, Release(lane, "fixed"), now)
 
 
 serving.VersionQueue = SwitchableQueue  # type: ignore[misc]
@@ -67,6 +76,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await application.app(scope, receive, send)
         return
     wanted = json.loads((await receive())["body"])
+    _batching.lanes = wanted.get("lanes", 0)
     _batching.slots = wanted.get("slots", 0)
     _batching.hold_seconds = wanted.get("hold_ms", 0.0) / 1000
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})

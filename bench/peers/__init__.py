@@ -26,6 +26,8 @@ class Peer:
     server: str
     wire: Wire = "grpc"
     python: str = sys.executable
+    instances: int = 1
+    """How many copies of the model compute side by side, with a thread each."""
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def setup(self, scratch: Path) -> None:
@@ -55,6 +57,7 @@ class Peer:
         return {
             "BENCH_MODELS": str(scratch / "models"),
             "BENCH_MAX_BATCH_ROWS": str(MAX_BATCH_ROWS),
+            "BENCH_INSTANCES": str(self.instances),
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONPATH": str(_FOLDER.parent),
@@ -68,21 +71,22 @@ class Peer:
         }
 
 
-def _triton(delay_ms: int) -> Peer:
+def _triton(delay_ms: int, instances: int = 1) -> Peer:
     # Its python backend needs a shared libpython of the patch release that it runs: the system's.
     return Peer(
-        f"triton, delay {delay_ms} ms",
+        f"triton, delay {delay_ms} ms" + (f", {instances} instances" if instances > 1 else ""),
         "pytriton",
         ("nvidia-pytriton==0.7.0",),
         "triton_server.py",
         python="/usr/bin/python3",
+        instances=instances,
         settings={"BENCH_DELAY_MS": str(delay_ms)},
     )
 
 
 _DELAY = {"BENCH_DELAY_MS": "2"}
 PEERS = {
-    "triton": (_triton(0), _triton(2)),
+    "triton": (_triton(0), _triton(0, 2), _triton(2), _triton(2, 2)),
     "pytriton": (
         Peer(
             "pytriton",

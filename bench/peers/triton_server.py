@@ -38,7 +38,7 @@ backend: "python"
 max_batch_size: {max_batch_rows}
 input [{{ name: "{input}" data_type: TYPE_INT64 dims: [ {tokens} ] }}]
 output [{{ name: "{output}" data_type: TYPE_FP32 dims: [ {width} ] }}]
-instance_group [{{ count: 1 kind: KIND_CPU }}]
+instance_group [{{ count: {instances} kind: KIND_CPU }}]
 dynamic_batching {{ max_queue_delay_microseconds: {delay_micros} }}
 """
 
@@ -56,6 +56,7 @@ def main() -> None:
         "output": signature.output,
         "width": signature.width,
         "max_batch_rows": os.environ["BENCH_MAX_BATCH_ROWS"],
+        "instances": os.environ["BENCH_INSTANCES"],
         "delay_micros": round(float(os.environ["BENCH_DELAY_MS"]) * 1000),
     }
     repository = folder / "models"
