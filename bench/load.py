@@ -139,12 +139,13 @@ def run_load(
     failed = len(rows) - len(good)
     if question.wire == "grpc":
         failed += max(0, round(len(good) - _data_bytes(done.stdout) / answer_bytes))
-    first = min(start for start, _ in good)
-    counted = [(start, micros) for start, micros in good if start > first + warm * 1e6]
-    ends = [start + micros for start, micros in counted]
+    ended = sorted((start + micros, micros) for start, micros in good)
+    counted = [(end, micros) for end, micros in ended if end > ended[0][0] + warm * 1e6]
+    if len(counted) < 2:
+        raise RuntimeError(f"{len(counted)} answers after the warm-up are too few; load for more seconds")
     times = sorted(micros / 1000 for _, micros in counted)
     return Load(
-        (len(counted) - 1) / ((max(ends) - min(ends)) / 1e6),
+        (len(counted) - 1) / ((counted[-1][0] - counted[0][0]) / 1e6),
         statistics.median(times),
         times[min(len(times) - 1, int(len(times) * 0.99))],
         failed,

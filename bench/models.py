@@ -35,7 +35,7 @@ class Signature:
 
 SIGNATURES = {
     "seed": Signature("tokens", 32, 10_000, "logits", 2),
-    "minilm": Signature("input_ids", 64, 30_522, "embedding", 384),
+    "minilm": Signature("input_ids", 64, 30_522, "sentence_embedding", 384),
 }
 
 

@@ -45,9 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of the last comparison")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one load of the last comparison")
     parser.add_argument("--look-seconds", type=float, default=0.4, help="of one load of the first look")
-    parser.add_argument(
-        "--learn-seconds", type=float, default=6.0, help="of each cell for the front's own, not counted"
-    )
+    parser.add_argument("--learn-seconds", type=float, default=6.0, help="before a cell's own rounds")
     parser.add_argument("--in-flight", default=IN_FLIGHT, type=lambda text: [int(word) for word in text.split(",")])
     add_arguments(parser)
     arguments = parser.parse_args()

@@ -4,7 +4,7 @@
     POST /bench/batching {}                                            the front's own
 
 A fixed setting sends at most `slots` batches to the worker at once, to so many lanes of it, and holds a batch that is
-not full until its oldest request is `hold_ms` old. One process for all of them, so that nothing but the decision differs.
+not full until its oldest request is `hold_ms` old. One process for all, so that nothing but the decision differs.
 """
 
 import asyncio
