@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from maas_inference.manager.memory import default_budget_bytes
 from maas_runtime.settings import Environment, ProcessSettings
 
 
@@ -20,6 +21,8 @@ class InferenceSettings:
     """This replica's id towards rollout."""
     engine_threads: int
     max_batch_rows: int
+    memory_budget_bytes: int
+    """How much memory the workers may hold together before versions that are loaded on demand are let go."""
     package_cache_bytes: int
     """How much of the disk packages may take that no deployment needs."""
 
@@ -39,6 +42,9 @@ class InferenceSettings:
             replica=environment.text("MAAS_REPLICA", "local")[:63],
             engine_threads=environment.integer("MAAS_ENGINE_THREADS", 1, low=1, high=256),
             max_batch_rows=environment.integer("MAAS_MAX_BATCH_ROWS", 32, low=1, high=1024),
+            memory_budget_bytes=environment.integer(
+                "MAAS_INFERENCE_MEMORY_BYTES", default_budget_bytes(), low=0, high=2**60
+            ),
             package_cache_bytes=environment.integer("MAAS_PACKAGE_CACHE_BYTES", 10 * 2**30, low=0, high=2**60),
         )
         environment.check()

@@ -12,6 +12,8 @@ from maas_inference.front.failures import (
     ComputeFailed,
     DeadlineExpired,
     InputRefused,
+    ModelUnloaded,
+    NoRoomToLoad,
     QueueFull,
     VersionNotReady,
     WorkerLost,
@@ -60,6 +62,9 @@ class VersionQueue:
         self._next_batch = 0
         self._expected_end = 0.0
         self._link: BatchSender | None = None
+        self._left: BatchSender | None = None
+        """A worker that is sent nothing more, and still answers what it has."""
+        self._left_answered = asyncio.Event()
         self._link_gone_since = time.monotonic()
         self._pump_scheduled = False
         self._became_idle: asyncio.Event | None = None
@@ -75,11 +80,28 @@ class VersionQueue:
         """Whether nothing waits and nothing is with the worker."""
         return not self._waiting_rows and not self._in_flight
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request waits for its batch."""
+        return self._waiting_rows > 0
+
     async def until_idle(self) -> None:
         """Wait until nothing waits and nothing is with the worker."""
         self._became_idle = asyncio.Event()
         if not self.is_idle:
             await self._became_idle.wait()
+
+    def oldest_in_flight_seconds(self, now: float) -> float:
+        """Return for how long the oldest batch has been with the worker; 0 when there is none."""
+        return max((now - in_flight.sent for in_flight in self._in_flight.values()), default=0.0)
+
+    async def leave(self) -> None:
+        """Send nothing more to the worker, and return when it has answered what it has, or is lost."""
+        self._left, self._link = self._link, None
+        self._link_gone_since = time.monotonic()
+        self._left_answered.clear()
+        if self._in_flight:
+            await self._left_answered.wait()
 
     def serve(self, served: ServedVersion) -> None:
         """Go on with what a new table says of the version."""
@@ -88,14 +110,16 @@ class VersionQueue:
             served = replace(self.served, state="restarting", weight=served.weight, socket_path=served.socket_path)
         self.served = served
         self._policy = _policy_of(served)
+        if self._link is None and (refusal := self._refusal()) is not None:
+            for questions in self._waiting.values():
+                for question in questions:
+                    self._fail(question, refusal)
+            self._drop_answered()
 
     def put(self, question: Question) -> None:
-        """Let a question wait for its batch. Raises QueueFull, VersionNotReady."""
-        if self._link is None and self.served.state not in ("ready", "restarting"):
-            raise VersionNotReady(
-                f"version {self.served.version} of {self.deployment} is {self.served.state}",
-                retry_after_seconds=1.0,
-            )
+        """Let a question wait for its batch. Raises QueueFull, VersionNotReady, NoRoomToLoad, ModelUnloaded."""
+        if self._link is None and (refusal := self._refusal()) is not None:
+            raise refusal
         if (
             self._waiting_rows + question.rows > MAX_WAITING_ROWS
             or self._waiting_bytes + question.size_bytes > MAX_WAITING_BYTES
@@ -112,9 +136,10 @@ class VersionQueue:
 
     def disconnected(self, link: BatchSender) -> None:
         """The worker is lost: what was with it waits again, once, in front of the others."""
-        if self._link is not link:
+        if link not in (self._link, self._left):
             return
-        self._link = None
+        self._link = self._left = None
+        self._left_answered.set()
         self._link_gone_since = time.monotonic()
         lost, self._in_flight = self._in_flight, {}
         for in_flight in reversed(lost.values()):
@@ -147,6 +172,8 @@ class VersionQueue:
                 self._policy.computed(in_flight.rows, reply.compute_seconds)
             self._expected_end = now + sum(self._policy.cost_seconds(left.rows) for left in self._in_flight.values())
             self.metrics.wait.observe(max(0.0, now - in_flight.sent - reply.compute_seconds))
+            if not self._in_flight:
+                self._left_answered.set()
             if self._waiting_rows:
                 self._schedule_pump()
             elif self._became_idle is not None and self.is_idle:
@@ -162,6 +189,8 @@ class VersionQueue:
                 self._fail(question, DeadlineExpired("the caller's time was over before there was an answer"))
             elif gave_up and now - question.arrived > MAX_RESTART_WAIT_SECONDS:
                 self._fail(question, WorkerLost(f"no worker came back within {MAX_RESTART_WAIT_SECONDS:.0f} s"))
+        if self._link is None and self._waiting_rows:
+            self._drop_answered()
 
     def to_probe(self, now: float) -> Iterator[Question]:
         """Yield the waiting questions whose callers should be asked whether they are still there."""
@@ -176,6 +205,32 @@ class VersionQueue:
         for question in self._all_questions():
             if not question.answer.done():
                 self._fail(question, WorkerLost(message))
+
+    def _drop_answered(self) -> None:
+        """Forget the waiting questions that were answered; where there is no worker, no batch takes them out."""
+        left = [
+            question for questions in self._waiting.values() for question in questions if not question.answer.done()
+        ]
+        self._waiting.clear()
+        self._waiting_rows = self._waiting_bytes = 0
+        for question in left:
+            self._wait(question)
+
+    def _refusal(self) -> Failure | None:
+        """Return what is said to those who would wait for a worker; None when one comes, or is there."""
+        served = self.served
+        told = f"version {served.version} of {self.deployment} is {served.state}"
+        match served.refusal, served.state:
+            case "", "ready" | "restarting" | "unloaded":
+                return None
+            case "", "loading" if served.inputs:
+                return None  # on demand
+            case NoRoomToLoad.reason, _:
+                return NoRoomToLoad(f"{told}: {served.message}", retry_after_seconds=1.0)
+            case ModelUnloaded.reason, _:
+                return ModelUnloaded(f"{told}: {served.message}", retry_after_seconds=5.0)
+            case _:
+                return VersionNotReady(f"{told}: {served.message}" if served.message else told, retry_after_seconds=1.0)
 
     def _wait(self, question: Question, *, first: bool = False) -> None:
         questions = self._waiting.get(question.group)

@@ -7,11 +7,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from maas_inference.manager.replica import Replica
-from maas_inference.manager.worker_process import proportional_bytes
 
 
 class WorkerMetrics(Collector):
-    """Measured when somebody looks."""
+    """As last measured."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -30,8 +29,17 @@ class WorkerMetrics(Collector):
         )
         for (deployment, version), keeper in sorted(self._replica.keepers.items()):
             key = (deployment.deployment_id, str(version.number))
-            pid = keeper.keeping.pid
-            memory.add_metric(key, proportional_bytes(pid) if pid else 0)
+            memory.add_metric(key, self._replica.memory_bytes(keeper))
             ready.add_metric(key, float(keeper.is_ready))
             restarts.add_metric(key, keeper.keeping.restart_count)
-        return (memory, ready, restarts)
+        budget = GaugeMetricFamily(
+            "maas_inference_memory_budget_bytes",
+            "How much memory the engine workers may hold before versions on demand are let go.",
+            value=self._replica.memory_budget_bytes,
+        )
+        used = GaugeMetricFamily(
+            "maas_inference_memory_used_bytes",
+            "How much memory the engine workers hold, those that are starting with what they are expected to take.",
+            value=self._replica.memory_used_bytes(),
+        )
+        return (memory, ready, restarts, budget, used)
