@@ -45,15 +45,23 @@ def test_the_least_recently_used_go_as_far_as_it_takes(need: int, holders: list[
     assert found == (None if going is None else tuple(key(name) for name in going))
 
 
+def test_what_is_in_use_or_was_just_now_does_not_go() -> None:
+    holders = [holder("a", 60, 0.5), holder("b", 60, 0.0)]
+    assert leavers(1, 100, holders, idle_seconds=1.0) is None
+    assert leavers(1, 100, holders) == (key("a"),)
+    assert leavers(90, 100, holders) is None
+
+
 def test_all_that_is_held_counts() -> None:
     assert used_bytes([holder("a", 1), holder("b", 2, leaving=True), holder("c", 4, may_leave=False)]) == 7
 
 
-def test_a_version_is_expected_to_take_what_it_took_last(tmp_path: Path) -> None:
+def test_a_version_is_expected_to_take_the_most_it_took(tmp_path: Path) -> None:
     version = VersionName("m", 1)
     book = MemoryBook(tmp_path / "new" / "sizes.json")
     assert book.expected_bytes(version, 1000) == WORKER_BYTES + 1000 * MODEL_FACTOR
     book.note(version, 123_456)
+    book.note(version, 100)
     book.save()
     assert MemoryBook(tmp_path / "new" / "sizes.json").expected_bytes(version, 1000) == 123_456
 

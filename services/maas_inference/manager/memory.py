@@ -31,8 +31,9 @@ class Holder:
     is_leaving: bool = False
     """It was told to end; its memory comes back by itself."""
     may_leave: bool = False
-    """It may be let go: it is loaded on demand, and nobody uses it."""
+    """It may be let go when nobody uses it: it is loaded on demand."""
     idle_seconds: float = 0.0
+    """0: somebody uses it now."""
 
 
 def used_bytes(holders: Sequence[Holder]) -> int:
@@ -40,24 +41,27 @@ def used_bytes(holders: Sequence[Holder]) -> int:
     return sum(holder.size_bytes for holder in holders)
 
 
-def leavers(need_bytes: int, budget_bytes: int, holders: Sequence[Holder]) -> tuple[Key, ...] | None:
+def leavers(
+    need_bytes: int, budget_bytes: int, holders: Sequence[Holder], *, idle_seconds: float = 0.0
+) -> tuple[Key, ...] | None:
     """Return whom to let go, least recently used first, so that `need_bytes` more are within the budget.
 
-    Memory that comes back by itself is counted on. None: letting go all that may go is not enough.
+    Only those go that have been idle for more than `idle_seconds`. Memory that comes back by itself is counted on.
+    None: letting go all that may go is not enough.
     """
     over_bytes = used_bytes([holder for holder in holders if not holder.is_leaving]) + need_bytes - budget_bytes
     going: list[Key] = []
     for holder in sorted(holders, key=lambda holder: holder.idle_seconds, reverse=True):
         if over_bytes <= 0:
             break
-        if holder.may_leave and not holder.is_leaving:
+        if holder.may_leave and not holder.is_leaving and holder.idle_seconds > idle_seconds:
             going.append(holder.key)
             over_bytes -= holder.size_bytes
     return tuple(going) if over_bytes <= 0 else None
 
 
 class MemoryBook:
-    """What each version took when it was last loaded; outlives the manager in one file."""
+    """The most that each version took so far; outlives the manager in one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,10 +72,10 @@ class MemoryBook:
 
     def note(self, version: VersionName, size_bytes: int) -> None:
         """Take a measurement."""
-        self._sizes[str(version)] = size_bytes
+        self._sizes[str(version)] = max(size_bytes, self._sizes.get(str(version), 0))
 
     def expected_bytes(self, version: VersionName, package_bytes: int) -> int:
-        """Return what a worker of the version will take: what it took last, else a guess from its package's size."""
+        """Return what a worker of the version will take: the most it took, else a guess from its package's size."""
         return self._sizes.get(str(version)) or WORKER_BYTES + round(package_bytes * MODEL_FACTOR)
 
     def save(self) -> None:

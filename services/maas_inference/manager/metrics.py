@@ -24,12 +24,18 @@ class WorkerMetrics(Collector):
         ready = GaugeMetricFamily(
             "maas_inference_version_ready", "Whether the version has a warm worker (1) or not (0).", labels=labels
         )
+        in_use = GaugeMetricFamily(
+            "maas_inference_version_in_use",
+            "Whether somebody used the version within the last second (1) or not (0).",
+            labels=labels,
+        )
         restarts = CounterMetricFamily(
             "maas_inference_worker_restarts", "How often the engine worker ended by itself.", labels=labels
         )
         for (deployment, version), keeper in sorted(self._replica.keepers.items()):
             key = (deployment.deployment_id, str(version.number))
             memory.add_metric(key, self._replica.memory_bytes(keeper))
+            in_use.add_metric(key, float(self._replica.is_in_use((deployment, version))))
             ready.add_metric(key, float(keeper.is_ready))
             restarts.add_metric(key, keeper.keeping.restart_count)
         budget = GaugeMetricFamily(
@@ -42,4 +48,4 @@ class WorkerMetrics(Collector):
             "How much memory the engine workers hold, those that are starting with what they are expected to take.",
             value=self._replica.memory_used_bytes(),
         )
-        return (memory, ready, restarts, budget, used)
+        return (memory, ready, in_use, restarts, budget, used)

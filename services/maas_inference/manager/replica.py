@@ -28,6 +28,9 @@ _STARTS_AT_ONCE = 2
 _MEASURE_SECONDS = 2.0
 _LIKELY_NEEDED_SECONDS = 1.0
 """What was used so short a time ago is not let go."""
+_ROOM_WAIT_SECONDS = 3.0
+"""How long a version waits for others to be unused for so long."""
+_LOOK_AGAIN_SECONDS = 0.1
 _REFUSAL_SECONDS = 1.0
 """How long callers are told that there is no room before it is tried again."""
 _LOAD_WAIT_SECONDS = 120.0
@@ -81,6 +84,8 @@ class Replica:
         self._memory = memory
         self._sizes = sizes
         self._measured: dict[int, int] = {}
+        self._no_room_beside: set[Key] = set()
+        """Versions that cannot be loaded before they take over."""
         self._refused_until: dict[Key, float] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._leaving: set[Key] = set()
@@ -162,6 +167,10 @@ class Replica:
         """Return what all versions hold."""
         return used_bytes(self._holders())
 
+    def is_in_use(self, key: Key) -> bool:
+        """Whether somebody used a version so short a time ago that it is likely to be used again."""
+        return self._idle_seconds(key) <= _LIKELY_NEEDED_SECONDS
+
     def reported(self) -> None:
         """Look at what fronts say: who waits for a worker, and which worker hangs."""
         now = time.monotonic()
@@ -183,6 +192,7 @@ class Replica:
         for key in held - self.keepers.keys():
             self.keepers[key] = self._new_keeper(*key)
             self._tasks[key] = tasks.create_task(self.keepers[key].run())
+        self._no_room_beside = {key for key in self._no_room_beside if key in held and self._takes_over(key)}
         departing = {key: self.keepers.pop(key) for key in self.keepers.keys() - held}
         for (name, _), keeper in self.keepers.items():
             self._instruct(name, keeper)
@@ -211,7 +221,7 @@ class Replica:
         answering = self._answering.get(name, ())
         # On demand: where the old version is loaded the new one is loaded before it takes over, if there is room.
         comes_first = any(self._is_ready(name, target.version) for target in answering) and not any(
-            keeper.keeping.refusal for keeper in self._keepers_of(name)
+            (name, target.version) in self._no_room_beside for target in wanted.targets
         )
         return plan(wanted.targets, answering, is_ready)
 
@@ -225,8 +235,8 @@ class Replica:
             keeper.want()
         elif keeper.keeping.refusal == UNLOADED:
             keeper.unwant()
-        elif keeper.version not in {target.version for target in self.plans[name].answering}:
-            keeper.want()  # it takes over from a version that is loaded
+        elif self._takes_over((name, keeper.version)):
+            keeper.want()
 
     def _keeper_options(self, wanted: WantedDeployment) -> KeeperOptions:
         worker = replace(
@@ -248,21 +258,43 @@ class Replica:
             if used + need <= self.memory_budget_bytes:
                 keeper.admit()
                 continue
-            going = leavers(need, self.memory_budget_bytes, holders)
             full = f"it needs {need >> 20} MiB; {used >> 20} of {self.memory_budget_bytes >> 20} MiB are in use"
+            going = self._leavers(need, holders)
+            has_time = time.monotonic() - keeper.asked_at < _ROOM_WAIT_SECONDS
             if going is not None:
                 self._let_go_of(going)
-                keeper.wait_for_room(full)
-                return  # those behind it would take what it waits for
-            if self._on_demand(key):
-                self._refused_until[key] = time.monotonic() + _REFUSAL_SECONDS
-                keeper.unwant(refusal=NO_ROOM, message=f"there is no room to load it: {full}")
+            elif has_time and leavers(need, self.memory_budget_bytes, holders) is not None:
+                asyncio.get_running_loop().call_later(_LOOK_AGAIN_SECONDS, self._changed.set)
             else:
-                logger.warning("over the memory budget", extra={"version": str(keeper.version), "detail": full})
-                self._let_go_of([holder.key for holder in holders if holder.may_leave])
-                keeper.admit(message=f"over the memory budget: {full}")
+                self._do_without_room(key, full, holders)
+                continue
+            keeper.wait_for_room(full)
+            return  # those behind it would take what it waits for
         # What grew since it was loaded takes room from the others.
-        self._let_go_of(leavers(0, self.memory_budget_bytes, self._holders()) or ())
+        self._let_go_of(self._leavers(0, self._holders()) or ())
+
+    def _do_without_room(self, key: Key, full: str, holders: Sequence[Holder]) -> None:
+        """Load what has to be loaded all the same, and say of the others that there is no room."""
+        keeper = self.keepers[key]
+        if not self._on_demand(key):
+            logger.warning("over the memory budget", extra={"version": str(keeper.version), "detail": full})
+            self._let_go_of(
+                [holder.key for holder in holders if holder.may_leave and holder.idle_seconds > _LIKELY_NEEDED_SECONDS]
+            )
+            keeper.admit(message=f"over the memory budget: {full}")
+        elif self._takes_over(key):
+            self._no_room_beside.add(key)
+            keeper.unwant()
+        else:
+            self._refused_until[key] = time.monotonic() + _REFUSAL_SECONDS
+            keeper.unwant(refusal=NO_ROOM, message=f"there is no room to load it: {full}")
+
+    def _leavers(self, need_bytes: int, holders: Sequence[Holder]) -> Sequence[Key] | None:
+        return leavers(need_bytes, self.memory_budget_bytes, holders, idle_seconds=_LIKELY_NEEDED_SECONDS)
+
+    def _takes_over(self, key: Key) -> bool:
+        """Whether other versions answer until it is loaded."""
+        return key[1] not in {target.version for target in self.plans[key[0]].answering}
 
     def _holders(self) -> list[Holder]:
         holders = [
@@ -270,7 +302,7 @@ class Replica:
                 key,
                 self.memory_bytes(keeper),
                 is_leaving=keeper.is_leaving,
-                may_leave=self._on_demand(key) and keeper.is_ready and self._idle_seconds(key) > _LIKELY_NEEDED_SECONDS,
+                may_leave=self._on_demand(key) and keeper.is_ready,
                 idle_seconds=self._idle_seconds(key),
             )
             for key, keeper in self.keepers.items()
