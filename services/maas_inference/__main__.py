@@ -8,9 +8,10 @@ from maas.inference.v1.inference_service_pb2_grpc import add_InferenceServiceSer
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
 from maas_inference.manager.desired import DesiredFile
 from maas_inference.manager.fronts import Fronts
+from maas_inference.manager.memory import MemoryBook
 from maas_inference.manager.metrics import WorkerMetrics
 from maas_inference.manager.packages import PackageStore
-from maas_inference.manager.replica import Replica
+from maas_inference.manager.replica import Replica, ReplicaOptions
 from maas_inference.manager.rollout_link import report, watch
 from maas_inference.manager.worker_process import WorkerOptions
 from maas_inference.servicer import (
@@ -33,11 +34,18 @@ async def main(settings: InferenceSettings) -> None:
     fronts = Fronts()
     with grpc.insecure_channel(settings.registry_address) as registry:
         replica = Replica(
-            WorkerOptions(settings.run_dir, settings.engine_threads, settings.engine_lanes, settings.max_batch_rows),
+            ReplicaOptions(
+                WorkerOptions(
+                    settings.run_dir, settings.engine_threads, settings.engine_lanes, settings.max_batch_rows
+                ),
+                settings.memory_budget_bytes,
+            ),
             PackageStore(settings.state_dir / "packages", registry, settings.package_cache_bytes),
             fronts,
             DesiredFile(settings.state_dir / "desired.json"),
+            MemoryBook(settings.state_dir / "sizes.json"),
         )
+        fronts.on_report = replica.reported
         metrics = process_metrics()
         metrics.register(fronts)
         metrics.register(WorkerMetrics(replica))

@@ -11,7 +11,6 @@ from maas.inference.v1.inference_service_pb2_grpc import InferenceServiceService
 from maas.oip.v2 import grpc_service_pb2 as oip
 from maas_inference.manager.fronts import Fronts
 from maas_inference.manager.replica import Replica
-from maas_inference.manager.worker_process import proportional_bytes
 from maas_inference.table import ServedDeployment, ServedVersion, Tensor
 from maas_runtime.failures import NotFound
 
@@ -48,7 +47,7 @@ class OipServicer:
         """Say whether each deployment has a warm version."""
         deployments = self._replica.table.deployments
         ready = self._replica.table.revision > 0 and all(
-            any(version.state == "ready" for version in deployment.versions) for deployment in deployments
+            any(version.answers for version in deployment.versions) for deployment in deployments
         )
         return oip.ServerReadyResponse(ready=ready)
 
@@ -133,7 +132,13 @@ class InferenceServicer(InferenceServiceServicer):
         """Return all held versions with what they cost."""
         start_time = timestamp_pb2.Timestamp()
         start_time.FromMilliseconds(int(self._replica.start_time * 1000))
-        reply = inference_service_pb2.Replica(replica=self._name, start_time=start_time, front_count=self._fronts.count)
+        reply = inference_service_pb2.Replica(
+            replica=self._name,
+            start_time=start_time,
+            front_count=self._fronts.count,
+            memory_budget_bytes=self._replica.memory_budget_bytes,
+            memory_used_bytes=self._replica.memory_used_bytes(),
+        )
         for (deployment, version), keeper in sorted(self._replica.keepers.items()):
             keeping = keeper.keeping
             served = keeper.served(0)
@@ -145,7 +150,7 @@ class InferenceServicer(InferenceServiceServicer):
                 engine=served.engine,
                 precision=served.precision,
                 pid=keeping.pid,
-                memory_bytes=proportional_bytes(keeping.pid) if keeping.pid else 0,
+                memory_bytes=self._replica.memory_bytes(keeper),
                 load_seconds=keeping.load_seconds,
                 cost_curve=[
                     inference_service_pb2.BatchCost(rows=rows, milliseconds=seconds * 1000)

@@ -185,6 +185,18 @@ class VersionNotReady(Unavailable):
     reason = "VERSION_NOT_READY"
 
 
+class NoRoomToLoad(Unavailable):
+    """The version is loaded on demand, and there is no memory for it now."""
+
+    reason = "NO_ROOM_TO_LOAD"
+
+
+class ModelUnloaded(Unavailable):
+    """Somebody unloaded the deployment; it answers when it is loaded again."""
+
+    reason = "MODEL_UNLOADED"
+
+
 class WorkerLost(Unavailable):
     """The engine worker ended while the request was with it, or none came back in time."""
 
