@@ -52,7 +52,7 @@ def infer(client: Client, model: int, tokens: np.ndarray) -> np.ndarray:
 
 def test_many_models_answer_from_memory_that_holds_a_few(roomy: Cluster, tmp_path: Path) -> None:
     packages = [small_package(tmp_path / str(seed), seed) for seed in range(WEIGHTS)]
-    tokens = np.random.default_rng(1).integers(1, 20, (2, 6))
+    tokens = np.random.default_rng(1).integers(1, 13, (2, 6))
     on_demand = ServingSettings(load_policy=LOAD_POLICY_ON_DEMAND)
     with Client(roomy.endpoint, timeout=30) as client:
         for model in range(MODELS):
