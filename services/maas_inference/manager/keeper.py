@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from maas.names import DeploymentName, VersionName
-from maas_inference.manager.description import described, servable_path
+from maas_inference.manager.description import described
 from maas_inference.manager.worker_process import Worker, WorkerOptions, running_worker
 from maas_inference.table import ServedVersion, VersionState
 from maas_inference.worker_report import WorkerReport
@@ -269,10 +269,9 @@ class Keeper:
     async def _serve_once(self, package: Package) -> None:
         """Start a worker and return when it has ended by itself."""
         begun = time.monotonic()
-        servable = servable_path(package, self._options.engine)
         async with (
             self._start_slot() as started,
-            running_worker(package.folder, servable, self._options.worker, next(self._names)) as worker,
+            running_worker(package.folder, self._options.engine, self._options.worker, next(self._names)) as worker,
         ):
             started()
             self._worker = worker

@@ -65,10 +65,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def running_worker(package: Path, servable: str, options: WorkerOptions, name: str) -> AsyncIterator[Worker]:
+async def running_worker(package: Path, engine: str, options: WorkerOptions, name: str) -> AsyncIterator[Worker]:
     """Start a worker, give it when it is warm, and end it: it answers what fronts still send, then goes.
 
-    `servable` is a path in the package, empty for the fastest. `name` is unique among the workers of the machine.
+    `engine` is NAME or NAME:PRECISION, empty for the fastest. `name` is unique among the workers of the machine.
     Raises WorkerCannotLoad.
     """
     socket_path = options.run_dir / f"{name}.sock"
@@ -77,7 +77,7 @@ async def running_worker(package: Path, servable: str, options: WorkerOptions, n
         "-m",
         "maas_inference.worker",
         f"--package={package}",
-        f"--servable={servable}",
+        f"--engine={engine}",
         f"--socket={socket_path}",
         f"--threads={options.engine_threads}",
         f"--lanes={options.lanes}",
