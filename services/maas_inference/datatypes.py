@@ -41,12 +41,14 @@ _ARRAY_CODES = {
 }
 
 
-def split_elements(raw: bytes | memoryview) -> list[bytes]:
-    """Return the elements of a raw BYTES tensor. Raises ValueError when the lengths do not add up."""
+def split_elements(raw: bytes | memoryview, at_most: int | None = None) -> list[bytes]:
+    """Return the elements of a raw BYTES tensor. Raises ValueError when the lengths do not add up, or it has more."""
     view = memoryview(raw)
-    elements = []
+    elements: list[bytes] = []
     position, end = 0, len(view)
     while position < end:
+        if len(elements) == at_most:
+            raise ValueError(f"more than {at_most} elements")
         if end - position < 4:
             raise ValueError("the last length is cut off")
         begin = position + 4

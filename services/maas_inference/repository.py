@@ -7,6 +7,7 @@ from prometheus_client.metrics_core import Metric
 
 from maas.names import DeploymentName
 from maas_inference.description import repository_index
+from maas_inference.front.failures import VersionNotReady
 from maas_inference.statistics import statistics_of
 from maas_inference.table import ModelTable, ServedDeployment, ServedVersion
 from maas_runtime.failures import NotAllowedNow, NotFound
@@ -86,6 +87,16 @@ class Repository:
         if not versions:
             raise VersionNotServed(f"{name} has no version {number[:20]!r}", name=f"deployments/{name}")
         return max(versions, key=lambda version: (version.state == "ready", version.weight))
+
+    def described(self, name: str, number: str) -> ServedVersion:
+        """Return a version of which it is known what it takes.
+
+        Raises DeploymentNotServed, VersionNotServed, VersionNotReady.
+        """
+        version = self.version(name, number)
+        if not version.inputs:
+            raise VersionNotReady(f"version {version.version} of {name} is {version.state}: {version.message}")
+        return version
 
     def index(self, *, ready_only: bool) -> list[dict[str, Any]]:
         """Return each version of each deployment and whether it can answer, as JSON."""

@@ -68,13 +68,13 @@ class OipServicer:
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
         """Say what a deployment takes and gives."""
-        version = self._repository.version(request.name, request.version)
+        version = self._repository.described(request.name, request.version)
         versions = [version.version for version in self._repository.deployment(request.name).versions]
         return ParseDict(model_metadata(request.name, versions, version), oip.ModelMetadataResponse())
 
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
         """Say the same as a Triton model configuration."""
-        version = self._repository.version(request.name, request.version)
+        version = self._repository.described(request.name, request.version)
         return ParseDict({"config": model_config(request.name, version)}, oip.ModelConfigResponse())
 
     async def ModelStatistics(
@@ -135,7 +135,7 @@ def add_oip_servicer(servicer: OipServicer, server: grpc.aio.Server) -> None:
 
 
 def _refusing(sentence: str) -> Callable[[bytes, Context], Any]:
-    async def refuse(request: bytes, context: Context) -> NoReturn:
+    async def refuse(_: bytes, context: Context) -> NoReturn:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, sentence)
         raise AssertionError("abort raises")
 
