@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import TypeAlias
 
 from maas.oip.v2.grpc_service_pb2 import ModelInferRequest
 from maas_inference.front import grpc_infer
@@ -17,14 +17,8 @@ from maas_inference.front.wanted import Wanted
 from maas_inference.table import ServedVersion
 from maas_runtime.failures import Failure
 
-
-class Asked(NamedTuple):
-    """A request that waits for its answer."""
-
-    deployment: str
-    served: ServedVersion
-    wanted: Wanted
-    answer: "asyncio.Future[Answer]"
+Asked: TypeAlias = tuple[str, ServedVersion, Wanted, "asyncio.Future[Answer]"]
+"""A request that waits for its answer: the deployment, the version, the outputs that are wanted, and the answer."""
 
 
 class GrpcInference:
@@ -34,6 +28,7 @@ class GrpcInference:
         self._serving = serving
         self._metrics = metrics
         self._bodies = bodies
+        self._reader = grpc_infer.InputReader()
         self._encoder = grpc_infer.ResponseEncoder()
 
     async def infer(self, headers: grpc_infer.Headers, receive: Receive, send: Send) -> None:
@@ -46,10 +41,14 @@ class GrpcInference:
             elif name == b"grpc-encoding":
                 encoding = value
         deadline = arrived + (grpc_infer.parse_timeout(timeout) if timeout else DEFAULT_TIMEOUT_SECONDS)
-        body = await self._bodies.read(receive, deadline)
+        message = await receive()
+        if message.get("more_body", True):
+            body = await self._bodies.read_on(message, receive, deadline)
+        else:
+            body = message["body"]
         request = grpc_infer.decode_request(body, encoding)
-        asked = self.ask(request, receive, arrived, deadline)
-        response = self.encode(request, asked, await asked.answer)
+        deployment, served, wanted, answer = self.ask(request, receive, arrived, deadline)
+        response = self._encoder.encode(deployment, served, request, wanted, await answer)
         if body[0] and grpc_infer.is_worth_compressing(response) and grpc_infer.takes_gzip(headers):
             start, framed = grpc_infer.COMPRESSED_START, grpc_infer.compressed_frame(response)
         else:
@@ -64,14 +63,15 @@ class GrpcInference:
         queue = deployment.choose(request.model_version)
         served = described(queue)
         wanted = grpc_infer.read_wanted(served, request)
-        inputs = grpc_infer.read_inputs(served, request)
+        inputs = self._reader.read(served, request)
         if request.parameters:
             deadline = read_options(grpc_parameters(request.parameters)).deadline(arrived, deadline)
-        return Asked(deployment.name, served, wanted, compute(queue, inputs, receive, arrived, deadline))
+        return deployment.name, served, wanted, compute(queue, inputs, receive, arrived, deadline)
 
     def encode(self, request: ModelInferRequest, asked: Asked, answer: Answer) -> bytes:
         """Return the response's message."""
-        return self._encoder.encode(asked.deployment, asked.served, request, asked.wanted, answer)
+        deployment, served, wanted, _ = asked
+        return self._encoder.encode(deployment, served, request, wanted, answer)
 
     def count_refused(self, failure: Failure) -> None:
         """Count a request that reached no version."""

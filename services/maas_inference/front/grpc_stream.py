@@ -145,9 +145,10 @@ class InferStream:
             logger.exception("a request of a stream failed")
             self._refuse(request, InternalError("internal error"))
             return
-        self._in_flight[asked.answer] = len(message)
+        answer = asked[-1]
+        self._in_flight[answer] = len(message)
         self._in_flight_bytes += len(message)
-        asked.answer.add_done_callback(partial(self._answered, request, asked))
+        answer.add_done_callback(partial(self._answered, request, asked))
 
     async def _is_there(self) -> dict[str, Any]:
         """Tell the queue whether the caller is there: nobody else may read what comes while the reader does."""
