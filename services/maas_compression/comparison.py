@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from maas_engine.measure import Speed, compare_speed, describe_hardware, measure_memory
+from maas_engine.host import describe_hardware
+from maas_engine.measure import Speed, compare_speed, measure_memory
 from maas_engine.predictor import Predictor
 from maas_package.manifest import Measurement, Servable
 from maas_package.package import Package

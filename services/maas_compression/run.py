@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
@@ -17,13 +16,14 @@ from maas_compression.techniques import apply_technique
 from maas_compression.weights import count_weights
 from maas_engine.engine import choose_servable
 from maas_engine.predictor import Predictor, open_predictor
+from maas_engine.publish import publish_servables
 from maas_engine.quality import agreement, evaluate
 from maas_jobs.job import JsonObject
 from maas_jobs.labelled_rows import LabelledRows, check_labels, read_labelled_rows
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import split_path
 from maas_package.manifest import Measurement
-from maas_package.package import Package, read_package, write_package
+from maas_package.package import Package, read_package
 
 # Where the parts of this step begin, as shares of it.
 _MEASURE, _JUDGE = 0.4, 0.8
@@ -37,16 +37,15 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
     if source.manifest.labels:
         check_labels(rows, JUDGING_SPLIT, len(source.manifest.labels))
     result = _apply_recipe(spec, source, request.folder, report)
+    # So that whoever serves the result knows how fast it is, on which engine.
+    result = publish_servables(result, rows.texts, report.log)
     with _contender(source) as before, _contender(result) as after:
         report.progress(_MEASURE, "measure")
         comparison = compare(before, after, rows.texts)
         report.progress(_JUDGE, "judge")
-        # So that whoever serves the result knows how fast it is.
-        servable = replace(after.servable, measurements=(comparison.after,))
-        result = write_package(result.folder, replace(result.manifest, servables=(servable,), files=()))
         findings = Findings(
-            before=_measurement(source, comparison.before),
-            after=_measurement(result, comparison.after),
+            before=_measurement(before, comparison.before),
+            after=_measurement(after, comparison.after),
             latency_gain=comparison.latency_gain,
             throughput_gain=comparison.throughput_gain,
             quality_before=_evaluation(before.predictor, rows, spec.dataset_version),
@@ -108,8 +107,8 @@ def _evaluation(
     )
 
 
-def _measurement(package: Package, speed: Measurement) -> version_pb2.Measurement:
-    servable = choose_servable(package)
+def _measurement(contender: Contender, speed: Measurement) -> version_pb2.Measurement:
+    package, servable = contender.package, contender.servable
     weights = count_weights(package, servable)
     threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
     return version_pb2.Measurement(

@@ -5,30 +5,28 @@ meets both.
 """
 
 import json
-import os
-import platform
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from maas_engine.examples import Examples
+from maas_engine.host import describe_hardware
 from maas_engine.predictor import Predictor, open_predictor
-from maas_package.manifest import Measurement, Servable, TensorSpec
+from maas_package.manifest import Measurement, Servable
 from maas_package.package import Package
-from maas_package.tensors import Array, numpy_type
 from maas_runtime.failures import InvalidInput
 
 BATCH_ROWS = 32
-COST_CURVE_ROWS = (1, 2, 4, 8, 16, 32)
+WARM_UP_SECONDS = 0.3
 
-_EXAMPLE_TOKENS = 24
+_COST_CURVE_RUNS = 6
 _PROBE_TIMEOUT_SECONDS = 120.0
 
-Batch = Mapping[str, Array]
 Clock = Callable[[], float]
 
 
@@ -52,7 +50,7 @@ class Memory:
     """Of a fresh process that only loads and runs one servable.
 
     `peak_bytes`: the largest resident size. `loaded_bytes`: the proportional size (shared pages counted by share)
-    after running. `baseline_bytes`: the resident size with the libraries imported, before loading.
+    after running. `baseline_bytes`: the resident size with the engine's library imported, before loading.
     """
 
     peak_bytes: int
@@ -67,17 +65,18 @@ def measure(
     threads: int = 1,
     rounds: int = 10,
     calls_per_round: int = 50,
+    seconds: float = math.inf,
 ) -> tuple[Measurement, ...]:
     """Measure servables against each other in this process, and the memory of each in a process of its own.
 
-    `texts` are sent as they are, so a call's time holds the tokenizer's; without them random tensors are. Raises
-    MeasurementFailed, and what open_engine raises.
+    `texts` are sent as they are, so a call's time holds the tokenizer's; without them random tensors are. `seconds` is
+    for each servable, beside the memory. Raises MeasurementFailed, and what open_engine raises.
     """
     predictors: list[Predictor] = []
     try:
         for package, servable in candidates:
             predictors.append(open_predictor(package, servable, threads))
-        speeds = compare_speed(predictors, texts, rounds=rounds, calls_per_round=calls_per_round)
+        speeds = compare_speed(predictors, texts, rounds=rounds, calls_per_round=calls_per_round, seconds=seconds)
     finally:
         for predictor in predictors:
             predictor.close()
@@ -100,24 +99,32 @@ def compare_speed(
     *,
     rounds: int = 10,
     calls_per_round: int = 50,
+    seconds: float = math.inf,
     clock: Clock = time.perf_counter,
 ) -> tuple[Speed, ...]:
-    """Measure predictors turn by turn; each gets the same rows in the same order."""
+    """Measure predictors turn by turn; each gets the same rows in the same order.
+
+    After `seconds` for each predictor there is no further round; there is one at least.
+    """
+    batch_rows = BATCH_ROWS if all(one.package.manifest.joins_rows for one in predictors) else 1
+    examples = [Examples(predictor) for predictor in predictors]
+    deadline = clock() + seconds * len(predictors)
     singles: list[list[float]] = [[] for _ in predictors]
     rates: list[list[float]] = [[] for _ in predictors]
     batches_per_round = max(1, calls_per_round // 10)
     for turn in range(-1, rounds):
+        if turn > 0 and clock() >= deadline:
+            break
         order = list(range(len(predictors)))
         for index in order if turn % 2 == 0 else reversed(order):
-            predictor = predictors[index]
             first = max(turn, 0) * calls_per_round
-            times = [_time_call(predictor, texts, first + call, 1, clock) for call in range(calls_per_round)]
+            times = [_time_call(examples[index], texts, first + call, 1, clock) for call in range(calls_per_round)]
             spent = sum(
-                _time_call(predictor, texts, first + call, BATCH_ROWS, clock) for call in range(batches_per_round)
+                _time_call(examples[index], texts, first + call, batch_rows, clock) for call in range(batches_per_round)
             )
             if turn >= 0:  # the turn before the first one warms up
                 singles[index] += times
-                rates[index].append(batches_per_round * BATCH_ROWS / spent)
+                rates[index].append(batches_per_round * batch_rows / spent)
     return tuple(
         Speed(float(np.percentile(times, 50)), float(np.percentile(times, 99)), float(np.median(rate)))
         for times, rate in zip(singles, rates, strict=True)
@@ -126,28 +133,42 @@ def compare_speed(
 
 def cost_curve(
     predictor: Predictor,
-    rows: Sequence[int] = COST_CURVE_ROWS,
+    rows: Sequence[int],
     *,
-    repeats: int = 5,
+    seconds: float = WARM_UP_SECONDS,
     clock: Clock = time.perf_counter,
 ) -> dict[int, float]:
-    """Return the seconds that a batch of each size takes, the median of `repeats`; this also warms the engine up."""
-    curve = {}
-    for count in rows:
-        batch = example_batch(predictor, count, seed=count)
-        predictor.run(batch)
-        times = []
-        for _ in range(repeats):
-            begin = clock()
+    """Return the seconds that a batch of each size takes, the median of some runs; this also warms the engine up.
+
+    Ends after about `seconds`: a slow model is run fewer times, and not in the sizes that no time is left for. Only
+    one row is computed, however long it takes, where the model does not let requests share a batch.
+    """
+    counts = tuple(rows) if predictor.package.manifest.joins_rows else (1,)
+    examples = Examples(predictor)
+    end = clock() + seconds
+    curve: dict[int, float] = {}
+    for index, count in enumerate(counts):
+        begin = clock()
+        # Rows that cost no less in a larger batch are what a slow model has.
+        expected = next(reversed(curve.values()), 0.0) * 2
+        if curve and begin + expected > end:
+            break
+        batch = examples.batch(count, seed=count)
+        share_end = begin + (end - begin) / (len(counts) - index)
+        times: list[float] = []
+        while len(times) < _COST_CURVE_RUNS and (not times or clock() + times[-1] <= share_end):
+            started = clock()
             predictor.run(batch)
-            times.append(clock() - begin)
-        curve[count] = float(np.median(times))
+            times.append(clock() - started)
+        # What the first run of a shape costs is not what the others cost.
+        curve[count] = float(np.median(times[1:] or times))
     return curve
 
 
 def measure_memory(package: Package, servable: Servable, *, threads: int = 1) -> Memory:
     """Load and run the servable in a fresh process, 1 and BATCH_ROWS rows at a time. Raises MeasurementFailed."""
-    command = [sys.executable, "-m", "maas_engine.memory_probe", str(package.folder), servable.path, str(threads)]
+    what = [servable.engine, servable.precision, servable.path]
+    command = [sys.executable, "-m", "maas_engine.memory_probe", str(package.folder), *what, str(threads)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
@@ -158,43 +179,14 @@ def measure_memory(package: Package, servable: Servable, *, threads: int = 1) ->
     return Memory(**json.loads(done.stdout))
 
 
-def example_batch(predictor: Predictor, rows: int, seed: int) -> dict[str, Array]:
-    """Return random prepared inputs: word ids of the vocabulary, or small numbers; free sizes are 24 long."""
-    generator = np.random.default_rng(seed)
-    vocabulary_size = predictor.preparer.vocabulary_size
-    return {
-        spec.name: _example_tensor(spec, rows, vocabulary_size or 2, generator)
-        for spec in predictor.package.manifest.inputs
-    }
-
-
-def describe_hardware() -> str:
-    """Return what a measurement holds for: the processor's name and how many cores this process may use."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {cores} cores"
-
-
-def _time_call(predictor: Predictor, texts: Sequence[str], call: int, rows: int, clock: Clock) -> float:
+def _time_call(examples: Examples, texts: Sequence[str], call: int, rows: int, clock: Clock) -> float:
+    predictor = examples.predictor
     if texts:
         chosen = [texts[(call * rows + row) % len(texts)] for row in range(rows)]
         begin = clock()
         predictor.predict_texts(chosen)
         return clock() - begin
-    batch = example_batch(predictor, rows, seed=call)
+    batch = examples.batch(rows, seed=call)
     begin = clock()
     predictor.run(batch)
     return clock() - begin
-
-
-def _example_tensor(spec: TensorSpec, rows: int, vocabulary_size: int, generator: np.random.Generator) -> Array:
-    rest = tuple(_EXAMPLE_TOKENS if size == -1 else size for size in spec.shape[1:])
-    shape = (rows, *rest) if spec.shape else ()
-    if spec.datatype.startswith("FP"):
-        return generator.standard_normal(shape).astype(numpy_type(spec.datatype))
-    # From 1: id 0 is padding, and a row of nothing but padding is not what a server sees.
-    return generator.integers(1, max(vocabulary_size, 2), shape).astype(numpy_type(spec.datatype))

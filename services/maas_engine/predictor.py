@@ -7,13 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maas_engine.engine import Engine, choose_servable, open_engine
+from maas_engine.steps import Steps
 from maas_package.inputs import InputPreparer
-from maas_package.manifest import TEXT_CLASSIFICATION, Manifest, Servable, TensorSpec
+from maas_package.manifest import TEXT_CLASSIFICATION, Manifest, Servable
 from maas_package.package import Package
-from maas_package.tensors import Array
+from maas_package.tensors import Array, numpy_type
+from maas_runtime.failures import DataCorrupt
 
-PREDICTED = "predicted"
-PROBABILITIES = "probabilities"
+
+class OutputsWrong(DataCorrupt):
+    """The model answers otherwise than its manifest says: another tensor, type, or number of rows."""
+
+    reason = "OUTPUTS_WRONG"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,10 @@ class Predictor:
     def __init__(self, package: Package, engine: Engine) -> None:
         self.package = package
         self.preparer = InputPreparer(package)
+        self.steps = Steps(package.manifest)
         self._engine = engine
+        self._outputs = [(spec.name, numpy_type(spec.datatype), len(spec.shape)) for spec in package.manifest.outputs]
+        self._joins_rows = package.manifest.joins_rows
 
     def predict(self, inputs: Mapping[str, Array]) -> Prediction:
         """Answer one batch of the text input or of the tensor inputs.
@@ -59,18 +67,38 @@ class Predictor:
         return self.run(self.preparer.prepare_texts(texts))
 
     def run(self, prepared: Mapping[str, Array]) -> Prediction:
-        """Answer one batch that the preparer has made, or joined."""
-        outputs = self._engine.run(prepared)
+        """Answer one batch that the preparer has made. Raises InputsRefused, StepFailed or OutputsWrong."""
+        outputs = self.steps.run(prepared, self._engine.run)
+        self._check_outputs(prepared, outputs)
         return interpret(self.package.manifest, outputs)
 
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
 
+    def _check_outputs(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        # An answer of other rows than were asked would be given to other callers.
+        rows = next(iter(inputs.values())).shape[:1] if self._joins_rows else ()
+        for name, dtype, dimensions in self._outputs:
+            tensor = outputs.get(name)
+            if tensor is None:
+                raise OutputsWrong(f"the model gives {', '.join(outputs) or 'nothing'}, and no {name}", name=name)
+            if tensor.dtype != dtype or tensor.ndim != dimensions or tensor.shape[: len(rows)] != rows:
+                raise OutputsWrong(
+                    f"the model gives {name} as {tensor.dtype} {list(tensor.shape)} for {sum(rows)} rows, which is "
+                    "not what its manifest says",
+                    name=name,
+                )
+
 
 def open_predictor(package: Package, servable: Servable | None = None, threads: int = 1) -> Predictor:
-    """Load the servable, or the one that choose_servable takes. Raises what it and open_engine raise."""
-    return Predictor(package, open_engine(package, servable or choose_servable(package), threads))
+    """Load the servable, or the one that choose_servable takes. Raises what it, open_engine and the steps raise."""
+    engine = open_engine(package, servable or choose_servable(package), threads)
+    try:
+        return Predictor(package, engine)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def interpret(manifest: Manifest, outputs: Mapping[str, Array]) -> Prediction:
@@ -78,16 +106,6 @@ def interpret(manifest: Manifest, outputs: Mapping[str, Array]) -> Prediction:
     if manifest.task != TEXT_CLASSIFICATION:
         return Prediction(outputs)
     return Prediction(outputs, outputs[manifest.outputs[0].name].astype(np.float32, copy=False))
-
-
-def derived_outputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
-    """Return the outputs that a caller may ask for beside the manifest's: what `interpret` adds."""
-    if manifest.task != TEXT_CLASSIFICATION:
-        return ()
-    return (
-        TensorSpec(PREDICTED, "INT64", (-1,)),
-        TensorSpec(PROBABILITIES, "FP32", manifest.outputs[0].shape),
-    )
 
 
 def predicted_classes(logits: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -40,6 +40,10 @@ class ServedVersion:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     labels: tuple[str, ...] = ()
+    task: str = "text-classification"
+    """The package's: `tensors` have no meaning that could be spelled out."""
+    rows_apart: bool = False
+    """The rows of a request belong together, so it shares no batch."""
     text_input: str = ""
     """Name of the BYTES tensor that may be sent instead of the inputs; empty when text is not understood."""
     max_batch_rows: int = 32
@@ -49,7 +53,7 @@ class ServedVersion:
     @property
     def joins_rows(self) -> bool:
         """Whether requests can share a batch: every tensor's first dimension counts rows."""
-        return all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
+        return not self.rows_apart and all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
 
 
 @dataclass(frozen=True, slots=True)

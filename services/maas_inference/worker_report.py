@@ -17,6 +17,8 @@ class WorkerReport:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     labels: tuple[str, ...] = ()
+    task: str = "text-classification"
+    rows_apart: bool = False
     text_input: str = ""
     max_batch_rows: int = 0
     cost_curve: tuple[tuple[int, float], ...] = ()

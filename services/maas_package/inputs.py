@@ -6,16 +6,12 @@ Needs no engine: the process that queues requests can refuse bad ones before the
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maas_package.manifest import TensorSpec
 from maas_package.package import Package
 from maas_package.tensors import Array, numpy_type
 from maas_package.text import TextTokenizer, decode_texts
 from maas_runtime.failures import FieldViolation, InvalidInput
-
-# What joins with what: name, type and the sizes that must be equal, for each tensor.
-JoinKey = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 class InputNameInvalid(InvalidInput):
@@ -48,6 +44,7 @@ class InputPreparer:
     def __init__(self, package: Package) -> None:
         manifest = package.manifest
         self._specs = {spec.name: spec for spec in manifest.inputs}
+        self._joins_rows = manifest.joins_rows
         self._text = manifest.text
         self._tokenizer = (
             None
@@ -79,7 +76,7 @@ class InputPreparer:
         self._check_names(inputs)
         prepared = {name: _check_tensor(inputs[name], spec) for name, spec in self._specs.items()}
         rows = {tensor.shape[0] for tensor in prepared.values() if tensor.ndim}
-        if len(rows) > 1:
+        if self._joins_rows and len(rows) > 1:
             raise InputShapeInvalid(f"the inputs have different numbers of rows: {sorted(rows)}")
         if self._text is not None and self._tokenizer is not None:
             _check_word_ids(prepared[self._text.feeds], self._text.feeds, self._tokenizer.vocabulary_size)
@@ -94,27 +91,6 @@ class InputPreparer:
         if not texts:
             raise _shape_violation(self._text.input, "has no rows")
         return {self._text.feeds: self._tokenizer.encode(texts)}
-
-    def join_key(self, prepared: Mapping[str, Array]) -> JoinKey:
-        """Return what two prepared requests must have in common to be joined."""
-        return tuple(
-            (name, tensor.dtype.str, () if self._is_padded(name) else tensor.shape[1:])
-            for name, tensor in sorted(prepared.items())
-        )
-
-    def join(self, requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-        """Stack prepared requests of one join_key into one batch; word ids are padded to the longest text."""
-        batch: dict[str, Array] = {}
-        for name in requests[0]:
-            tensors = [request[name] for request in requests]
-            if self._tokenizer is not None and self._is_padded(name):
-                batch[name] = _stack_padded(tensors, self._tokenizer.padding_id)
-            else:
-                batch[name] = np.concatenate(tensors)
-        return batch
-
-    def _is_padded(self, name: str) -> bool:
-        return self._text is not None and name == self._text.feeds
 
     def _check_names(self, inputs: Mapping[str, Array]) -> None:
         unknown = sorted(set(inputs) - set(self._specs))
@@ -154,16 +130,6 @@ def _check_word_ids(tokens: Array, name: str, vocabulary_size: int) -> None:
     if tokens.min() < 0 or tokens.max() >= vocabulary_size:
         description = f"has word ids outside 0 to {vocabulary_size - 1}"
         raise InputValueInvalid(f"{name} {description}", violations=(FieldViolation(name, description),))
-
-
-def _stack_padded(tensors: Sequence[Array], padding_id: int) -> NDArray[np.int64]:
-    longest = max(tensor.shape[1] for tensor in tensors)
-    batch = np.full((sum(tensor.shape[0] for tensor in tensors), longest), padding_id, np.int64)
-    row = 0
-    for tensor in tensors:
-        batch[row : row + tensor.shape[0], : tensor.shape[1]] = tensor
-        row += tensor.shape[0]
-    return batch
 
 
 def _datatype_violation(name: str, expected: str, actual: str) -> InputDatatypeInvalid:

@@ -5,7 +5,7 @@ A manifest is a value. `Manifest.from_json` is the only way in from bytes, and r
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,7 +16,9 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 TEXT_CLASSIFICATION = "text-classification"
-TASKS = frozenset({TEXT_CLASSIFICATION})
+TENSORS = "tensors"
+"""Named inputs and outputs, with no meaning that this project knows."""
+TASKS = frozenset({TEXT_CLASSIFICATION, TENSORS})
 
 # The Open Inference Protocol's names.
 DATATYPES = frozenset(
@@ -67,6 +69,14 @@ class TextInput:
 @dataclass(frozen=True, slots=True)
 class ArchitectureRef:
     """An entry point of the group `maas.architectures`, and the configuration to build it with."""
+
+    name: str
+    config: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRef:
+    """An entry point of the group `maas.steps`, and the configuration to make it with."""
 
     name: str
     config: JsonObject = field(default_factory=dict)
@@ -134,7 +144,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a package holds. `files` has every file but manifest.json itself."""
+    """What a package holds. `files` has every file but manifest.json itself.
+
+    `inputs` and `outputs` are what a caller sees. With `steps`, the engine takes and gives what these make of it.
+    `rows_apart`: the rows of one request belong together (the time steps of a sequence), so requests are never joined.
+    """
 
     task: str
     inputs: tuple[TensorSpec, ...]
@@ -144,7 +158,14 @@ class Manifest:
     architecture: ArchitectureRef | None = None
     weights: Weights | None = None
     servables: tuple[Servable, ...] = ()
+    steps: tuple[StepRef, ...] = ()
+    rows_apart: bool = False
     files: tuple[FileEntry, ...] = ()
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether requests can share a batch: every tensor's first dimension counts rows that are independent."""
+        return not self.rows_apart and all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
 
     @classmethod
     def from_json(cls, content: bytes) -> "Manifest":
@@ -165,6 +186,8 @@ class Manifest:
             architecture=top.optional_object("architecture", _read_architecture),
             weights=top.optional_object("weights", _read_weights),
             servables=top.objects("servables", _read_servable),
+            steps=top.objects("steps", _read_step) if top.has("steps") else (),
+            rows_apart=top.has("rows_apart") and top.boolean("rows_apart"),
             files=top.objects("files", _read_file_entry),
         )
         top.refuse_others()
@@ -173,7 +196,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the canonical form: sorted keys, sorted files, two spaces, one line feed at the end."""
-        value = {
+        value: JsonObject = {
             "schema_version": SCHEMA_VERSION,
             "task": self.task,
             "inputs": [_tensor_spec_to_json(spec) for spec in self.inputs],
@@ -190,6 +213,11 @@ class Manifest:
                 for entry in sorted(self.files, key=lambda entry: entry.path)
             ],
         }
+        # Younger than the others: left out where they say nothing, so that older releases read such a manifest.
+        if self.steps:
+            value["steps"] = [{"name": step.name, "config": step.config} for step in self.steps]
+        if self.rows_apart:
+            value["rows_apart"] = True
         return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
     def referenced_paths(self) -> tuple[str, ...]:
@@ -220,6 +248,15 @@ class _Object:
             raise _violation(self.field(name), "is missing")
         self._seen.add(name)
         return self._values[name]
+
+    def has(self, name: str) -> bool:
+        return name in self._values
+
+    def boolean(self, name: str) -> bool:
+        value = self.value(name)
+        if not isinstance(value, bool):
+            raise _violation(self.field(name), "must be true or false")
+        return value
 
     def string(self, name: str) -> str:
         value = self.value(name)
@@ -361,6 +398,12 @@ def _read_architecture(source: _Object) -> ArchitectureRef:
     return architecture
 
 
+def _read_step(source: _Object) -> StepRef:
+    step = StepRef(source.string("name"), source.object("config").raw())
+    source.refuse_others()
+    return step
+
+
 def _read_weights(source: _Object) -> Weights:
     weights = Weights(source.path("path"), _read_storage(source.object("storage")))
     source.refuse_others()
@@ -447,7 +490,9 @@ def _check_consistency(manifest: Manifest) -> None:
     _refuse_duplicates("inputs", [spec.name for spec in manifest.inputs])
     _refuse_duplicates("outputs", [spec.name for spec in manifest.outputs])
     _refuse_duplicates("labels", list(manifest.labels))
-    _refuse_duplicates("servables", [servable.path for servable in manifest.servables])
+    # One file may be run by several engines, and by one engine in several precisions.
+    servables = [(servable.engine, servable.precision, servable.path) for servable in manifest.servables]
+    _refuse_duplicates("servables", servables)
     # Case is folded: two such files would be one on some file systems.
     _refuse_duplicates("files", [entry.path.casefold() for entry in manifest.files])
     for name, values in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
@@ -483,6 +528,6 @@ def _check_classification(manifest: Manifest) -> None:
         raise _violation("labels", f"must be {logits.shape[1]}, one for each class")
 
 
-def _refuse_duplicates(name: str, values: list[str]) -> None:
+def _refuse_duplicates(name: str, values: Sequence[object]) -> None:
     if len(set(values)) != len(values):
         raise _violation(name, "must not name the same thing twice")

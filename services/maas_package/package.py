@@ -51,6 +51,12 @@ class PackageHoldsPickle(InvalidInput):
     reason = "PACKAGE_HOLDS_PICKLE"
 
 
+class PackageHoldsCode(InvalidInput):
+    """A file's format makes its reader run what is written in it."""
+
+    reason = "PACKAGE_HOLDS_CODE"
+
+
 class PackageLinkOutside(InvalidInput):
     """A link leads out of the package, or a file is not a plain file."""
 
@@ -134,11 +140,14 @@ def write_package(folder: Path, manifest: Manifest) -> Package:
 def check_content(location: Path, path: str) -> None:
     """Look into one file, called `path` in its package, without loading it.
 
-    Raises PackageHoldsPickle, or PackageFileDamaged when it is not of the kind that its name says.
+    Raises PackageHoldsPickle, PackageHoldsCode, or PackageFileDamaged when it is not of the kind that its name says.
     """
     suffix = Path(path).suffix.lower()
     if suffix in _PICKLE_SUFFIXES:
         raise PackageHoldsPickle(f"{path}: files of this kind may hold a pickle; store safetensors", path=path)
+    if suffix == ".pt2":
+        # torch.export.load evaluates the archive's shape expressions as Python (docs/decisions/0009-engines.md).
+        raise PackageHoldsCode(f"{path}: a torch.export archive runs code when loaded; store ONNX or safetensors")
     match suffix:
         case ".safetensors":
             # Before the pickle's mark: the length in a safetensors header may happen to look like one.

@@ -1,6 +1,7 @@
 """The trainable form of a package: weights to a torch module and back, and from there to ONNX.
 
-Imports torch; nothing that serves may import this module.
+Imports torch: of what serves, only the torch engine imports this module. What writes ONNX imports onnx and onnxruntime
+inside its functions, so that a process which only loads a module pays for neither.
 """
 
 import warnings
@@ -8,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -125,6 +124,8 @@ def export_onnx(module: nn.Module, architecture: Architecture, config: Mapping[s
     numbers); the others go through torch.onnx.export(dynamo=True), since dynamo=False is deprecated in 2.13. Raises
     ExportDiffers when the two forms differ by more than ONNX_TOLERANCE.
     """
+    import onnx
+
     module = module.eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     model = architecture.onnx_model(module, config)
@@ -146,6 +147,8 @@ def onnx_difference(module: nn.Module, architecture: Architecture, config: Mappi
 
     The inputs are the architecture's examples: one row, and batches with padding. NaN anywhere gives NaN.
     """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -173,7 +176,8 @@ def package_trained_model(
 ) -> Package:
     """Make the whole package of a text classifier in `folder`, which must be new or empty.
 
-    The servable is made from the weights as they are stored, so with a fixed-point storage it has their rounding.
+    The servable is made from the weights as they are stored, so with a fixed-point storage it has their rounding;
+    maas_engine.publish adds those of other engines.
     Raises WeightsInvalid or ExportDiffers.
     """
     folder.mkdir(parents=True, exist_ok=True)

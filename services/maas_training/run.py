@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from maas.label_names import label_names
 from maas.registry.v1 import version_pb2
 from maas_engine.predictor import open_predictor
+from maas_engine.publish import publish_servables
 from maas_engine.quality import evaluate
 from maas_jobs.job import JsonObject
 from maas_jobs.labelled_rows import LabelledRows, check_labels, count_classes, read_labelled_rows
@@ -93,7 +94,7 @@ def _train(
     report.progress(_EXPORT, "export")
     folder = request.folder / PACKAGE_FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    return package_trained_model(
+    package = package_trained_model(
         folder,
         architecture=architecture,
         config=config,
@@ -101,6 +102,7 @@ def _train(
         tokenizer=tokenizer,
         labels=label_names(splits["train"].metadata, classes),
     )
+    return publish_servables(package, splits["validation"].texts, report.log)
 
 
 class _Narrator:

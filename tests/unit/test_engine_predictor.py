@@ -16,15 +16,15 @@ from maas_engine.engine import (
     choose_servable,
     open_engine,
 )
+from maas_engine.host import describe_hardware
 from maas_engine.measure import (
     MeasurementFailed,
     compare_speed,
     cost_curve,
-    describe_hardware,
     measure,
     measure_memory,
 )
-from maas_engine.predictor import Predictor, derived_outputs, open_predictor, softmax
+from maas_engine.predictor import Predictor, open_predictor, softmax
 from maas_engine.quality import EvaluationInvalid, agreement, evaluate, predict_all, wilson_interval
 from maas_package.inputs import InputNameInvalid
 from maas_package.manifest import Measurement, Servable, TensorSpec
@@ -76,11 +76,6 @@ def test_inputs_that_the_engine_cannot_run_are_refused(package: Package) -> None
     with pytest.raises(InputsRefused):
         engine.run({"tokens": np.full((1, 3), 1_000, np.int64)})
     engine.close()
-
-
-def test_a_classifier_derives_its_class_and_probabilities(package: Package) -> None:
-    expected = (TensorSpec("predicted", "INT64", (-1,)), TensorSpec("probabilities", "FP32", (-1, 2)))
-    assert derived_outputs(package.manifest) == expected
 
 
 def test_softmax_holds_for_large_logits() -> None:
@@ -242,4 +237,11 @@ def test_memory_of_a_servable_that_cannot_run_is_a_failure_that_says_why(package
 
 def test_the_cost_curve_has_a_time_for_each_batch_size(predictor: Predictor) -> None:
     ticks = itertools.count()
-    assert cost_curve(predictor, (1, 4), clock=lambda: float(next(ticks))) == {1: 1.0, 4: 1.0}
+    curve = cost_curve(predictor, (1, 4), seconds=100.0, clock=lambda: float(next(ticks)))
+    assert curve == {1: 1.0, 4: 1.0}
+
+
+def test_the_cost_curve_of_a_slow_model_is_short(predictor: Predictor) -> None:
+    ticks = itertools.count(step=10)
+    # Each run takes ten seconds: one is done for a row, and no time is left for four.
+    assert cost_curve(predictor, (1, 4), seconds=15.0, clock=lambda: float(next(ticks))) == {1: 10.0}

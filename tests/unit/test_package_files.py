@@ -14,6 +14,7 @@ from maas_package.package import (
     PackageFileDamaged,
     PackageFileMissing,
     PackageFileUnlisted,
+    PackageHoldsCode,
     PackageHoldsPickle,
     PackageLinkOutside,
     read_package,
@@ -86,9 +87,17 @@ def test_a_pickle_under_another_name_is_refused(folder: Path, protocol: int) -> 
 
 
 def test_a_pickle_inside_an_archive_is_refused(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "model.pt2", "w") as archive:
+    with zipfile.ZipFile(folder / "model.zip", "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps(1))
     with pytest.raises(PackageHoldsPickle):
+        rewrite_manifest(folder)
+
+
+def test_an_archive_of_torch_export_is_refused(folder: Path) -> None:
+    # Loading one evaluates strings of it as Python, also where it holds no pickle.
+    with zipfile.ZipFile(folder / "model.pt2", "w") as archive:
+        archive.writestr("model/models/model.json", "{}")
+    with pytest.raises(PackageHoldsCode):
         rewrite_manifest(folder)
 
 

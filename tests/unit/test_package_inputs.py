@@ -78,10 +78,3 @@ def test_wrong_inputs_are_refused_with_a_reason(
 def test_no_texts_are_refused(preparer: InputPreparer) -> None:
     with pytest.raises(InputShapeInvalid):
         preparer.prepare_texts([])
-
-
-def test_requests_of_different_length_join_into_what_their_texts_together_give(preparer: InputPreparer) -> None:
-    texts = ["bore", "a great and moving story", "wooden acting"]
-    requests = [preparer.prepare_texts(texts[:1]), preparer.prepare_texts(texts[1:])]
-    assert preparer.join_key(requests[0]) == preparer.join_key(requests[1])
-    assert preparer.join(requests)["tokens"].tolist() == preparer.prepare_texts(texts)["tokens"].tolist()

@@ -88,6 +88,8 @@ class Keeper:
             inputs=report.inputs,
             outputs=report.outputs,
             labels=report.labels,
+            task=report.task,
+            rows_apart=report.rows_apart,
             text_input=report.text_input,
             max_batch_rows=report.max_batch_rows or self._options.max_batch_rows,
             cost_curve=report.cost_curve,

@@ -1,4 +1,4 @@
-"""`python -m maas_inference.worker --package FOLDER --servable PATH --socket PATH --threads N`."""
+"""`python -m maas_inference.worker --package FOLDER --engine NAME --socket PATH --threads N`."""
 
 import argparse
 import ctypes
@@ -15,14 +15,14 @@ from types import FrameType
 
 import msgspec
 
-from maas_engine.engine import ServableMissing, choose_servable
+from maas_engine.engine import choose_servable
 from maas_engine.measure import cost_curve
 from maas_engine.predictor import Predictor, open_predictor
 from maas_inference.table import Tensor
 from maas_inference.worker.server import WorkerServer
 from maas_inference.worker_report import WorkerReport
-from maas_package.manifest import Servable, TensorSpec
-from maas_package.package import Package, read_package
+from maas_package.manifest import TensorSpec
+from maas_package.package import read_package
 from maas_package.tensors import Array
 from maas_runtime.failures import Failure
 from maas_runtime.logs import configure_logging
@@ -37,8 +37,8 @@ class WorkerSettings:
     """What the manager tells a worker."""
 
     package: Path
-    servable: str
-    """Path of the servable in the package; empty for the fastest that runs here."""
+    engine: str
+    """NAME or NAME:PRECISION of the engine to serve with; empty for the fastest that runs here."""
     socket: Path
     threads: int
     max_batch_rows: int
@@ -49,7 +49,7 @@ class WorkerSettings:
         """Read the command line."""
         parser = argparse.ArgumentParser(prog="maas_inference.worker", description=__doc__)
         parser.add_argument("--package", type=Path, required=True)
-        parser.add_argument("--servable", default="")
+        parser.add_argument("--engine", default="")
         parser.add_argument("--socket", type=Path, required=True)
         parser.add_argument("--threads", type=int, default=1)
         parser.add_argument("--max-batch-rows", type=int, default=32)
@@ -67,7 +67,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         package = read_package(settings.package)
-        servable = _servable(package, settings.servable)
+        servable = choose_servable(package, settings.engine)
         predictor = open_predictor(package, servable, settings.threads)
         rows = [count for count in (1, 2, 4, 8, 16, 32, 64, 128) if count <= settings.max_batch_rows]
         curve = cost_curve(predictor, rows)
@@ -84,6 +84,8 @@ def main() -> None:
             inputs=_tensors(manifest.inputs),
             outputs=_tensors(manifest.outputs),
             labels=manifest.labels,
+            task=manifest.task,
+            rows_apart=manifest.rows_apart,
             text_input=manifest.text.input if manifest.text else "",
             max_batch_rows=settings.max_batch_rows,
             cost_curve=tuple(sorted(curve.items())),
@@ -102,16 +104,6 @@ class _Prediction:
 
     def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return self._predictor.predict(inputs).outputs
-
-
-def _servable(package: Package, path: str) -> Servable:
-    """Return the servable of that path, or the fastest that runs here. Raises ServableMissing."""
-    if not path:
-        return choose_servable(package)
-    for servable in package.manifest.servables:
-        if servable.path == path:
-            return servable
-    raise ServableMissing(f"the package has no servable {path}")
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:

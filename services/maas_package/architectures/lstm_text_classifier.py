@@ -3,18 +3,22 @@
 Shapes: N texts of a batch, T tokens, E embedding_size, H hidden_size, C classes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from maas_package.architectures import ArchitectureConfigInvalid
 from maas_package.manifest import JsonObject, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 PADDING_ID = 0
 
@@ -90,6 +94,9 @@ class LstmTextClassifierArchitecture:
             this graph              10      0.30 0.10   5.0  1.65   1.38 MB; the LSTM gets each row's length and
                                                                     stops there
         """
+        # Here, since a process that only runs the module needs no onnx.
+        from onnx import TensorProto, helper, numpy_helper
+
         del config
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
         hidden_size = weights["lstm.weight_hh_l0"].shape[1]
