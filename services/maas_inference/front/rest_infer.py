@@ -36,6 +36,8 @@ _COMPRESS_BYTES: Final = 1024
 """Answers that are larger are compressed, for callers who take that."""
 _COMPRESS_LEVEL: Final = 1
 _MAX_LENGTH_DIGITS: Final = 12
+TEXT_CLASSIFICATION: Final = "text-classification"
+"""The task whose answers /predict can spell out."""
 
 
 # Clients that write every field they know send null for what is not there.
@@ -209,7 +211,7 @@ def decode_predict(body: bytes) -> tuple[list[str], bool]:
 
 def read_texts(served: ServedVersion, texts: Sequence[str]) -> CheckedInputs:
     """Return texts as inputs. Raises the InvalidInput that says what does not fit."""
-    if served.text_input and len(served.outputs[0].shape) != 2:
+    if served.text_input and served.task != TEXT_CLASSIFICATION:
         raise TextNotTaken("this model is no classifier; use /v2/models/NAME/infer")
     return check_texts(served, texts)
 
