@@ -171,7 +171,9 @@ def _tensor_package(folder: Path) -> None:
         inputs.append(helper.make_tensor_value_info(f"in-{datatype}", element, ["rows", 2]))
         outputs.append(helper.make_tensor_value_info(f"out-{datatype}", element, ["rows", 2]))
         nodes.append(helper.make_node("Identity", [f"in-{datatype}"], [f"out-{datatype}"]))
-        specs.append((TensorSpec(f"in-{datatype}", datatype, (-1, 2)), TensorSpec(f"out-{datatype}", datatype, (-1, 2))))
+        specs.append(
+            (TensorSpec(f"in-{datatype}", datatype, (-1, 2)), TensorSpec(f"out-{datatype}", datatype, (-1, 2)))
+        )
     graph = helper.make_graph(nodes, "everything", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     path = "servables/onnxruntime/model.onnx"
@@ -179,8 +181,8 @@ def _tensor_package(folder: Path) -> None:
     onnx.save(model, folder / path)
     manifest = Manifest(
         task=TENSORS,
-        inputs=tuple(spec for spec, _ in specs),
-        outputs=tuple(spec for _, spec in specs),
+        inputs=tuple(taken for taken, _ in specs),
+        outputs=tuple(given for _, given in specs),
         servables=(Servable("onnxruntime", "fp32", path),),
     )
     write_package(folder, manifest)
@@ -198,7 +200,9 @@ class _Registry(RegistryServiceServicer):
             if path.is_file():
                 name = f"blobs/{hashlib.sha256(path.read_bytes()).hexdigest()}"
                 self._blobs[name] = path
-                file = blob_pb2.File(path=path.relative_to(folder).as_posix(), blob=name, size_bytes=path.stat().st_size)
+                file = blob_pb2.File(
+                    path=path.relative_to(folder).as_posix(), blob=name, size_bytes=path.stat().st_size
+                )
                 version.files.append(file)
         return version
 

@@ -55,11 +55,8 @@ class RestApi:
     async def answer(self, request: Request, send: Send) -> None:
         """Answer one request. Raises a Failure before anything is sent, CallerGone, OSError."""
         response = await self._response(request)
-        accepted = request.headers.get(b"accept-encoding", b"")
-        body, encoding = await _aside(len(response.body), lambda: rest_infer.packed_body(response.body, accepted))
+        body = response.body
         headers = [*response.headers, (b"content-length", str(len(body)).encode())]
-        if encoding:
-            headers += [(b"content-encoding", encoding), (b"vary", b"accept-encoding")]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
 
@@ -154,8 +151,9 @@ class RestApi:
             lambda: rest_infer.encode_infer(name, served, sent, wanted, are_binary, answer),
         )
         if json_length is None:
-            return Response(content)
-        return Response(content, (_BINARY, (rest_infer.BINARY_HEADER, str(json_length).encode())))
+            return await _packed(Response(content), request)
+        headers = (_BINARY, (rest_infer.BINARY_HEADER, str(json_length).encode()))
+        return await _packed(Response(content, headers), request)
 
     async def _predict(self, name: str, request: Request) -> Response:
         _allow(request, "POST")
@@ -168,7 +166,8 @@ class RestApi:
         served = described(queue)
         inputs = rest_infer.read_texts(served, texts)
         answer = await compute(queue, inputs, request.receive, arrived, deadline)
-        return Response(rest_infer.encode_predictions(deployment.name, served, answer, as_list=as_list))
+        content = rest_infer.encode_predictions(deployment.name, served, answer, as_list=as_list)
+        return await _packed(Response(content), request)
 
     async def _index(self, request: Request) -> Response:
         _allow(request, "POST")
@@ -195,6 +194,19 @@ class RestApi:
 def _deadline(request: Request, arrived: float) -> float:
     timeout = request.headers.get(rest_infer.TIMEOUT_HEADER)
     return arrived + (DEFAULT_TIMEOUT_SECONDS if timeout is None else rest_infer.parse_timeout(timeout))
+
+
+async def _packed(response: Response, request: Request) -> Response:
+    """Return an answer of inference compressed, if the caller takes that.
+
+    Nothing else is: tritonclient's asyncio client says that it takes gzip, and reads it in these answers only.
+    """
+    accepted = request.headers.get(b"accept-encoding", b"")
+    body, encoding = await _aside(len(response.body), lambda: rest_infer.packed_body(response.body, accepted))
+    if not encoding:
+        return response
+    headers = (*response.headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding"))
+    return response._replace(body=body, headers=headers)
 
 
 async def _aside(size_bytes: int, work: Callable[[], T]) -> T:
