@@ -78,9 +78,9 @@ def oip_server() -> Iterator[OipServer]:
         _text_package(folder / "reviews")
         _tensor_package(folder / "everything")
         control = grpc.server(ThreadPoolExecutor(8))
-        add_RegistryServiceServicer_to_server(_Registry(folder), control)  # type: ignore[no-untyped-call]
-        rollout = _Rollout()
-        add_RolloutServiceServicer_to_server(rollout, control)  # type: ignore[no-untyped-call]
+        add_RegistryServiceServicer_to_server(_Registry(folder), control)  # type: ignore[abstract]
+        rollout = _Rollout()  # type: ignore[abstract]
+        add_RolloutServiceServicer_to_server(rollout, control)
         control_port = control.add_insecure_port("127.0.0.1:0")
         control.start()
         stack.callback(lambda: control.stop(None).wait(5))

@@ -148,7 +148,12 @@ def _local_replies() -> list[dict[str, Any]]:
     """Return what makes Envoy's own errors JSON where they are no answer to gRPC."""
     is_rest = {
         "header_filter": {
-            "header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}, "invert_match": True}
+            "header": {
+                "name": "content-type",
+                "string_match": {"prefix": "application/grpc"},
+                "invert_match": True,
+                "treat_missing_header_as_empty": True,
+            }
         }
     }
     return [

@@ -50,31 +50,37 @@ class InferStream:
         self._in_flight_bytes = 0
         self._answers: deque[bytes] = deque()
         self._unsent = 0
+        self._has_started = False
+        self._compresses = False
         self._half_closed = False
         self._end: Failure | CallerGone | None = None
         self._room = asyncio.Event()
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Answer until the caller has sent all and got all, or has hung up. Raises FrameInvalid before any answer."""
-        timeout: float | None = None
+        """Answer until the caller has sent all and got all, or has hung up.
+
+        Raises the Failure that ends a stream which got no answer yet.
+        """
+        timeout = b""
         for name, value in self._headers:
             if name == b"grpc-timeout":
-                timeout = grpc_infer.parse_timeout(value)
+                timeout = value
             elif name == b"grpc-encoding":
                 self._encoding = value
         self._compresses = self._encoding not in (b"", b"identity") and grpc_infer.takes_gzip(self._headers)
         loop = asyncio.get_running_loop()
         expiry = None
-        if timeout is not None:
+        if timeout:
             expired = DeadlineExpired("the stream's time was over")
-            expiry = loop.call_later(timeout, self._finish, expired)
+            expiry = loop.call_later(grpc_infer.parse_timeout(timeout), self._finish, expired)
         try:
-            await self._send(grpc_infer.COMPRESSED_START if self._compresses else grpc_infer.OK_START)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
                 reading.cancel()
+            if not self._has_started and isinstance(self._end, Failure):
+                raise self._end
         finally:
             if expiry is not None:
                 expiry.cancel()
@@ -204,17 +210,27 @@ class InferStream:
                 if self._answers:
                     answers, count = b"".join(self._answers), len(self._answers)
                     self._answers.clear()
+                    await self._start()
                     await self._send({"type": "http.response.body", "body": answers, "more_body": True})
                     self._unsent -= count
                     self._room.set()
                 else:
                     self._wake.clear()
                     await self._wake.wait()
-            if isinstance(self._end, CallerGone):
-                return
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-            await self._send(
-                grpc_infer.OK_TRAILERS if self._end is None else grpc_infer.error_trailers(self._end, self._headers)
-            )
+            await self._write_end()
         except OSError:  # ASGI's `send` raises it once the caller has hung up
             self._finish(CallerGone())
+
+    async def _start(self) -> None:
+        if not self._has_started:
+            self._has_started = True
+            await self._send(grpc_infer.COMPRESSED_START if self._compresses else grpc_infer.OK_START)
+
+    async def _write_end(self) -> None:
+        if isinstance(self._end, CallerGone) or (self._end is not None and not self._has_started):
+            return
+        await self._start()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send(
+            grpc_infer.OK_TRAILERS if self._end is None else grpc_infer.error_trailers(self._end, self._headers)
+        )
