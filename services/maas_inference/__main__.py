@@ -6,6 +6,7 @@ import grpc
 
 from maas.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
+from maas_inference.inquiry import INQUIRY_SOCKET, answering
 from maas_inference.manager.desired import DesiredFile
 from maas_inference.manager.fronts import Fronts
 from maas_inference.manager.memory import MemoryBook
@@ -14,6 +15,7 @@ from maas_inference.manager.packages import PackageStore
 from maas_inference.manager.replica import Replica, ReplicaOptions
 from maas_inference.manager.rollout_link import report, watch
 from maas_inference.manager.worker_process import WorkerOptions
+from maas_inference.repository import Repository
 from maas_inference.servicer import (
     INFERENCE_SERVICE,
     OIP_SERVICE,
@@ -49,14 +51,16 @@ async def main(settings: InferenceSettings) -> None:
         metrics = process_metrics()
         metrics.register(fronts)
         metrics.register(WorkerMetrics(replica))
+        repository = Repository(lambda: replica.table, fronts.collect, replica)
         inference = InferenceServicer(replica, fronts, settings.replica)
         services = [
-            GrpcService(OIP_SERVICE, lambda server: add_oip_servicer(OipServicer(replica), server)),
+            GrpcService(OIP_SERVICE, lambda server: add_oip_servicer(OipServicer(repository), server)),
             GrpcService(INFERENCE_SERVICE, lambda server: add_InferenceServiceServicer_to_server(inference, server)),
         ]
         async with (
             open_channel(settings.rollout_address) as channel,
             fronts.listening(settings.run_dir / FRONT_SOCKET),
+            answering(settings.run_dir / INQUIRY_SOCKET, repository),
             asyncio.TaskGroup() as tasks,
         ):
             rollout = RolloutServiceStub(channel)

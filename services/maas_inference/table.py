@@ -68,6 +68,11 @@ class ServedVersion:
         return self.state == "ready" or self.comes_when_asked
 
     @property
+    def pads_rows(self) -> bool:
+        """Whether rows of different lengths can share a batch: no output is as long as the longest of them."""
+        return bool(self.padded_input) and all(-1 not in tensor.shape[1:] for tensor in self.outputs)
+
+    @property
     def joins_rows(self) -> bool:
         """Whether requests can share a batch: every tensor's first dimension counts rows."""
         return not self.rows_apart and all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
