@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS ?= triton
 STAMP := $(VENV)/.installed
 SECONDS_SINCE = $$(( $$(date +%s) - $$started ))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-many test-all check fix stubs bench up clean
+.PHONY: help setup demo test test-cluster test-many test-all check fix stubs bench bench-all up clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,8 +49,11 @@ fix: setup ## Repair what a machine can repair
 stubs: setup ## Make the stubs under client/maas from protos/
 	$(BIN)/python tools/stubs.py
 
-bench: setup ## Requests/s and p50/p99 at 1, 16 and 64 in flight, direct and through the gateway
-	@$(BIN)/python bench/serving.py
+bench: setup ## Beside Triton (PEERS=all: and four others): a table in bench/RESULTS.md, a plot; 12 to 15 minutes
+	@$(BIN)/python bench/serving.py --peers $(PEERS) --write
+
+bench-all: setup ## Every table of bench/RESULTS.md; 25 to 30 minutes on a machine that does nothing else
+	@$(BIN)/python bench/run_all.py
 
 up: setup ## Start a cluster on this machine, in the foreground
 	@$(BIN)/maas up

@@ -1,202 +1,296 @@
-"""make bench: requests/s and p50/p99 of a real cluster at 1, 16 and 64 in flight, direct and through the gateway.
+"""make bench: this project and its peers in turn, on the same models, one thread each; a table and a plot.
 
-The model is the seed's LSTM (vocabulary 10,000, embedding 100, hidden 256) with random weights, 32 tokens a request, as
-float32 and as int8, on onnxruntime with one thread. Ways to reach it:
+    python bench/serving.py                       # beside Triton
+    python bench/serving.py --peers all           # and PyTriton, MLServer, LitServe, BentoML
+    python bench/serving.py --models seed --rounds 1 --seconds 1
 
-  direct       a second inference front alone in an Envoy of its own, connected to the same workers
-  gateway      the embedded default: the gateway's filters and the front in one Envoy
-  two Envoys   the gateway in an Envoy of its own, before the direct front
-
-Ways, models and concurrencies take turns within each round; the table holds medians over rounds, the ratios are to
-`direct` of the same run. The load generator runs on the same cores.
+docs/benchmarks.md says how it is measured and how to read it. Peers are installed at their first use, each in a
+virtual environment of its own under MAAS_BENCH_SCRATCH (default: the user's cache folder).
 """
 
 import argparse
 import contextlib
-import json
 import os
-import platform
-import signal
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
-from load import Load, need_h2load, run_load
-from seed import seed_package
+from cluster import Cluster, Way, running_cluster
+from load import ANSWER_TIMEOUT_SECONDS, Load, Question, need_h2load, run_load
+from packages import int8_package, minilm_package, seed_package, with_all_engines
+from peers import PEERS, Peer
+from plot import plot_serving
+from processes import Processes, memory_mb
+from report import FOLDER, add_arguments, machine, median, publish, say, table, today
 
-from maas.client import Client
-from maas.oip.v2.grpc_service_pb2 import ModelInferRequest
-from maas_compression.int8 import apply_int8
-from maas_compression.recipe import Int8
+IN_FLIGHT = (1, 16, 64)
+BASE = [peer.name for peer in PEERS["triton"] if peer.instances == 1]
+"""Triton's settings of which the best counts."""
 
-TOKENS = 32
-ANSWER_TIMEOUT_SECONDS = 30
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One deployment of this project and the ways on which it is measured."""
+
+    name: str
+    label: str = ""
+    """Empty: the engine that was chosen."""
+    engine: str = ""
+    ways: tuple[Way, ...] = ("direct", "gateway", "apart")
+
+
+OWN = {
+    "seed": (
+        Deployed("seed-torch", "torch eager", "torch"),
+        Deployed("seed"),
+        Deployed("seed-int8", "int8"),
+    ),
+    "minilm": (Deployed("minilm", ways=("direct", "gateway")),),
+}
+WAYS = {"direct": "direct", "gateway": "gateway, one Envoy", "apart": "gateway apart"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one server showed in one round."""
+
+    server: str
+    model: str
+    loads: dict[int, Load]
+    server_cores: float
+    """Processor use of all of its processes at the most in flight."""
+    memory_mb: float
+    cold_seconds: float
+    difference: float
+    """Largest difference of an answer from torch's."""
 
 
 def main() -> None:
-    """Run the rounds and print the table."""
+    """Run the rounds; print and with --write keep the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default="triton", help=f"all, none, or some of {','.join(PEERS)}")
+    parser.add_argument("--models", default=",".join(OWN), type=lambda text: text.split(","))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="measured time of one load")
-    parser.add_argument("--in-flight", default="1,16,64", type=lambda text: [int(word) for word in text.split(",")])
-    parser.add_argument("--json", action="store_true", help="print the single loads as JSON instead of the table")
+    add_arguments(parser)
     arguments = parser.parse_args()
     need_h2load()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="maas-bench-") as folder, cluster(Path(folder)) as ways:
-        loads = measure(ways, arguments.in_flight, arguments.rounds, arguments.seconds)
-    if arguments.json:
-        keys = ("way", "model", "in_flight")
-        print(
-            json.dumps(
-                [dict(zip(keys, key, strict=True)) | asdict(load) for key, cell in loads.items() for load in cell]
-            )
-        )
+    chosen = {"all": list(PEERS), "none": []}.get(arguments.peers, arguments.peers.split(","))
+    peers = [peer for name in chosen for peer in PEERS[name]]
+    scratch = scratch_folder()
+    models.prepare(scratch / "models")
+    for peer in peers:
+        peer.setup(scratch)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="maas-bench-") as folder:
+        homes = {model: prepared_home(model, scratch, Path(folder)) for model in arguments.models}
+        rows = []
+        for number in range(arguments.rounds):
+            for model in arguments.models:
+                # Ours in the midst, so that Triton's settings stand around our turn.
+                for peer in peers[:2]:
+                    rows += peer_turn(peer, model, scratch, arguments.seconds)
+                rows += own_turn(model, homes[model], scratch, arguments.seconds)
+                for peer in peers[2:]:
+                    rows += peer_turn(peer, model, scratch, arguments.seconds)
+            say(f"round {number + 1} of {arguments.rounds} done after {time.monotonic() - begun:.0f} s")
+    versions = sorted({peer.versions(scratch) for peer in peers})
+    text = describe(rows, arguments.models, versions, arguments)
+    publish("serving", text, [asdict(row) for row in rows], arguments)
+    if arguments.write:
+        plot_serving(rows, FOLDER / "serving.png", machine())
+
+
+def scratch_folder() -> Path:
+    """Return where the peers and the weights are kept between runs."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("MAAS_BENCH_SCRATCH") or cache / "maas-bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def prepared_home(model: str, scratch: Path, folder: Path) -> Path:
+    """Register and deploy this project's forms of a model; later turns start the cluster on what is stored there."""
+    home = folder / model
+    if model == "seed":
+        weights = torch.load(scratch / "models" / "seed.pt", weights_only=True)
+        seed = seed_package(folder / "seed-package", weights)
+        int8 = int8_package(seed, folder / "seed-int8-package")
+        seed = with_all_engines(seed)
+        packages = {"seed": seed, "seed-torch": seed, "seed-int8": int8}
     else:
-        print_table(loads, list(ways), arguments.in_flight)
+        packages = {"minilm": minilm_package(folder / "minilm-package", scratch / "models")}
+    with running_cluster(home) as cluster:
+        for deployed in OWN[model]:
+            cluster.deploy(deployed.name, packages[deployed.name], deployed.engine)
+    return home
 
 
-Cells = dict[tuple[str, str, int], list[Load]]
+def own_turn(model: str, home: Path, scratch: Path, seconds: float) -> Iterator[Row]:
+    """Start the cluster and measure each deployment on each way."""
+    begun = time.monotonic()
+    with running_cluster(home) as cluster:
+        cold = {}
+        for deployed in OWN[model]:
+            cluster.question(deployed.name, model).until_answered(cluster.ports["gateway"])
+            cold[deployed.name] = time.monotonic() - begun
+        engines = cluster.engines()
+        cluster.start_direct()
+        cluster.start_apart()
+        for deployed in OWN[model]:
+            question = cluster.question(deployed.name, model)
+            for way in deployed.ways:
+                question.until_answered(cluster.ports[way])
+                yield measure(
+                    f"maas, {deployed.label or f'chosen {engines[deployed.name]}'}, {WAYS[way]}",
+                    question,
+                    cluster.ports[way],
+                    cluster.processes,
+                    scratch,
+                    seconds,
+                    cold[deployed.name],
+                    path_pids(cluster, deployed.name, way),
+                )
 
 
-def measure(ways: dict[str, int], in_flight: list[int], rounds: int, seconds: float) -> Cells:
-    """Load every way to every model in turn."""
-    cells: Cells = {}
-    for number in range(rounds):
-        for model in ("seed", "seed-int8"):
-            message = infer_request(model)
-            for way, port in ways.items():
-                answer_bytes = 5 + len(ask(port, message))
-                for count in in_flight:
-                    load = run_load(port, message, answer_bytes, count, seconds)
-                    cells.setdefault((way, model, count), []).append(load)
-                    print(
-                        f"# round {number + 1} {model} {way} {count} in flight: {load.requests_per_second:.0f}/s, "
-                        f"p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms, {load.failed} failed",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-    return cells
+def path_pids(cluster: Cluster, deployment: str, way: Way) -> list[int]:
+    """Return the processes that a request passes: Envoys and the worker."""
+    envoys = cluster.pids_of(r"bin/envoy")
+    listening = {port: [] for port in cluster.ports.values()}
+    for pid in envoys:
+        environ = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        listen = next(word for word in environ if word.startswith("MAAS_PUBLIC_LISTEN="))
+        listening[int(listen.rpartition(":")[2])].append(pid)
+    passed = {"direct": ("direct",), "gateway": ("gateway",), "apart": ("direct", "apart")}[way]
+    return [cluster.worker_pids()[deployment], *(pid for name in passed for pid in listening[cluster.ports[name]])]
 
 
-def print_table(cells: Cells, ways: list[str], in_flight: list[int]) -> None:
-    """Print a Markdown table of medians."""
-    heads = "".join(f" {count}: req/s | p50 / p99 ms |" for count in in_flight)
-    most = max(in_flight)
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, load generator included\n")
-    print(f"| model | way |{heads} x direct at {most} | failed |")
-    print("|---|---|" + "---|" * (2 * len(in_flight) + 2))
-    for model in ("seed", "seed-int8"):
-        for way in ways:
-            row = [model, way]
-            for count in in_flight:
-                loads = cells[way, model, count]
-                row.append(f"{statistics.median(load.requests_per_second for load in loads):,.0f}")
-                p50 = statistics.median(load.p50_ms for load in loads)
-                row.append(f"{p50:.2f} / {statistics.median(load.p99_ms for load in loads):.2f}")
-            ratios = [
-                load.requests_per_second / direct.requests_per_second
-                for load, direct in zip(cells[way, model, most], cells["direct", model, most], strict=True)
-            ]
-            row.append(f"{statistics.median(ratios):.2f}")
-            row.append(str(sum(load.failed for count in in_flight for load in cells[way, model, count])))
-            print("| " + " | ".join(row) + " |")
-
-
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, int]]:
-    """Start a cluster that serves both models and give the port of each way to it."""
-    home = folder / "home"
-    gateway, direct, before = free_port(), free_port(), free_port()
-    environment = os.environ | {"MAAS_HOME": str(home)}
-    command = [sys.executable, "-m", "maas.cli"]
-    subprocess.run(
-        [*command, "up", "--home", str(home), "--port", str(gateway), "--detach"],
-        env=environment, stdout=sys.stderr, check=True, timeout=120,
-    )  # fmt: skip
-    children: list[subprocess.Popen[bytes]] = []
-    try:
-        seed = seed_package(folder / "seed")
-        packages = {"seed": seed, "seed-int8": apply_int8(seed, Int8(), folder / "seed-int8")}
-        with Client(f"127.0.0.1:{gateway}") as client:
-            for name, package in packages.items():
-                client.deploy(name, [client.push_package(package.folder, name).name])
-                client.wait_until_ready(name)
-        run_dir = home / "run"
-        shared = environment | {"MAAS_RUN_DIR": str(run_dir)}
-        children.append(start([sys.executable, "-m", "maas_inference.front"], folder,
-                              shared | {"MAAS_PUBLIC_LISTEN": f"127.0.0.1:{direct}"}))  # fmt: skip
-        own = folder / "own"
-        own.mkdir()
-        split = environment | {
-            "MAAS_HOME": str(own),
-            "MAAS_RUN_DIR": str(own),
-            "MAAS_LISTEN": f"unix:{own}/gateway.sock",
-            "MAAS_HTTP_LISTEN": f"unix:{own}/http.sock",
-            "MAAS_PUBLIC_LISTEN": f"127.0.0.1:{before}",
-            "MAAS_FRONT_ADDRESSES": f"127.0.0.1:{direct}",
-        }
-        for service in ("registry", "training", "compression", "rollout", "inference"):
-            split[f"MAAS_{service.upper()}_ADDRESS"] = f"unix:{run_dir}/{service}.sock"
-        children.append(start([sys.executable, "-m", "maas_gateway"], folder, split))
-        children.append(start([sys.executable, "-m", "maas_gateway.envoy"], folder, split))
-        for port in (direct, before):
-            for model in packages:
-                ask(port, infer_request(model))
-        yield {"direct": direct, "gateway": gateway, "two Envoys": before}
-    finally:
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-        for child in children:
-            child.wait(timeout=30)
-        subprocess.run(
-            [*command, "down", "--home", str(home)], env=environment, stdout=sys.stderr, check=True, timeout=60
-        )
-
-
-def infer_request(model: str) -> bytes:
-    """Return a serialized ModelInfer with one row of 32 tokens."""
-    tokens = np.random.default_rng(0).integers(2, 10_000, size=(1, TOKENS), dtype=np.int64)
-    request = ModelInferRequest(model_name=model, raw_input_contents=[tokens.tobytes()])
-    request.inputs.add(name="tokens", datatype="INT64", shape=list(tokens.shape))
-    return request.SerializeToString()
-
-
-def ask(port: int, message: bytes) -> bytes:
-    """Send one request, again until the way to the model is open, and return the serialized answer."""
-    import grpc
-
-    end = time.monotonic() + ANSWER_TIMEOUT_SECONDS
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+def peer_turn(peer: Peer, model: str, scratch: Path, seconds: float) -> Iterator[Row]:
+    """Start a peer, measure it and stop it; one that does not come up is left out."""
+    with tempfile.TemporaryDirectory(prefix="maas-peer-") as folder, contextlib.ExitStack() as stack:
+        processes = Processes(Path(folder))
+        stack.callback(processes.stop)
+        port = free_neighbours()
+        begun = time.monotonic()
+        child = processes.start("peer", peer.command(scratch, model, port), peer.variables(scratch, Path(folder)))
+        question = Question(peer.wire, model, model)
         while True:
             try:
-                return call(message, timeout=5, wait_for_ready=True)
-            except grpc.RpcError as error:
-                if time.monotonic() > end:
-                    raise RuntimeError(f"port {port} does not answer") from error
-                time.sleep(0.1)
+                question.until_answered(port, 0.2)
+                break
+            except RuntimeError as error:
+                late = time.monotonic() - begun > ANSWER_TIMEOUT_SECONDS
+                if late or child.poll() is not None:
+                    say(f"{peer.name} does not answer for {model}: {error}\n{processes.log('peer')}")
+                    return
+        cold = time.monotonic() - begun
+        yield measure(peer.name, question, port, processes, scratch, seconds, cold)
 
 
-def start(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process whose output goes to a file beside the others."""
-    with (folder / f"{command[-1]}.log").open("ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+def measure(
+    server: str,
+    question: Question,
+    port: int,
+    processes: Processes,
+    scratch: Path,
+    seconds: float,
+    cold_seconds: float,
+    pids: list[int] | None = None,
+) -> Row:
+    """Load a server that is up, one caller first."""
+    answer, answer_bytes = question.until_answered(port)
+    loads = {}
+    cores = 0.0
+    for count in IN_FLIGHT:
+        before, begun = processes.cpu_seconds(), time.perf_counter()
+        loads[count] = run_load(port, question, answer_bytes, count, seconds)
+        cores = (processes.cpu_seconds() - before) / (time.perf_counter() - begun)
+    reference = models.predict(models.load(question.model, folder=scratch / "models"), models.sample(question.model))
+    row = Row(
+        server,
+        question.model,
+        loads,
+        cores,
+        processes.memory_mb() if pids is None else sum(map(memory_mb, pids)),
+        cold_seconds,
+        float(np.abs(answer - reference).max()),
+    )
+    rates = ", ".join(
+        f"{count}: {load.requests_per_second:.0f}/s {load.p50_ms:.2f} ms" for count, load in loads.items()
+    )
+    say(f"{question.model} {server}: {rates}, {sum(load.failed for load in loads.values())} failed")
+    return row
 
 
-def free_port() -> int:
-    """Return a port that nobody holds now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def describe(rows: list[Row], names: list[str], versions: list[str], arguments: argparse.Namespace) -> str:
+    """Return the Markdown: the machine, and a table for each model."""
+    parts = [
+        f"{today()}; {machine()}; load generator on the same cores. "
+        f"Medians of {arguments.rounds} rounds of {arguments.seconds:g} s. Peers: {'; '.join(versions) or 'none'}.",
+    ]
+    for model in names:
+        of_model = [row for row in rows if row.model == model]
+        head = ["server"]
+        for count in IN_FLIGHT:
+            head += [f"{count}: req/s", "p50 / p99 ms", "x Triton"]
+        head += [f"p99 at {max(IN_FLIGHT)} x Triton's", "cores", "PSS MB", "cold s", "failed", "max diff"]
+        servers = list(dict.fromkeys(row.server for row in of_model))
+        parts += [f"**{model}**", table(head, [_line(server, of_model) for server in servers])]
+    return "\n\n".join(parts)
+
+
+def _line(server: str, rows: list[Row]) -> list[str]:
+    own = [row for row in rows if row.server == server]
+    line = [server]
+    for count in IN_FLIGHT:
+        loads = [row.loads[count] for row in own]
+        p50, p99 = median(load.p50_ms for load in loads), median(load.p99_ms for load in loads)
+        line += [f"{median(load.requests_per_second for load in loads):,.0f}", f"{p50:.2f} / {p99:.2f}"]
+        line.append(_number(ratio(server, rows, count, "requests_per_second")))
+    line.append(_number(ratio(server, rows, max(IN_FLIGHT), "p99_ms")))
+    line += [f"{median(row.server_cores for row in own):.2f}", f"{median(row.memory_mb for row in own):.0f}"]
+    line.append(f"{median(row.cold_seconds for row in own):.1f}")
+    line.append(str(sum(load.failed for row in own for load in row.loads.values())))
+    line.append(f"{max(row.difference for row in own):.0e}")
+    return line
+
+
+def ratio(server: str, rows: list[Row], in_flight: int, number: str) -> float:
+    """Return the median over rounds of a number beside Triton's, with whichever queue delay served more."""
+    tritons: dict[str, list[Load]] = {}
+    for row in rows:
+        if row.server in BASE:
+            tritons.setdefault(row.server, []).append(row.loads[in_flight])
+    if not tritons:
+        return float("nan")
+    best = max(tritons.values(), key=lambda loads: median(load.requests_per_second for load in loads))
+    own = [row.loads[in_flight] for row in rows if row.server == server]
+    return median(getattr(a, number) / getattr(b, number) for a, b in zip(own, best, strict=False))
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def free_neighbours(count: int = 3) -> int:
+    """Return the first of neighbouring ports that nobody holds now."""
+    import socket
+
+    for base in range(21_000 + os.getpid() % 1000 * 8, 60_000, 8):
+        try:
+            for offset in range(count):
+                with socket.socket() as listener:
+                    listener.bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        return base
+    sys.exit("no free ports")
 
 
 if __name__ == "__main__":
