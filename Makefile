@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 SECONDS_SINCE = $$(( $$(date +%s) - $$started ))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-all check fix stubs bench bench-all up clean
+.PHONY: help setup demo test test-cluster test-many test-all check fix stubs bench bench-all up clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: setup ## Unit, contract and service tests
 
 test-cluster: setup ## Whole clusters of real processes: kill each one, call through the gateway
 	@$(BIN)/pytest tests/cluster
+
+test-many: setup ## 200 small models in memory that holds 20 of them
+	@MAAS_TEST_MODELS=200 $(BIN)/pytest -s tests/cluster/test_cluster_many_models.py
 
 test-all: test test-cluster ## Every test
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -51,7 +52,7 @@ from maas.registry.v1.model_pb2 import Alias, Model
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from maas.registry.v1.version_pb2 import Version
 from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
-from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, Target
+from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, ServingSettings, Target
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
 from maas.training.v1 import training_service_pb2
 from maas.training.v1.training_job_pb2 import Hyperparameters, TrainingJob
@@ -381,17 +382,33 @@ class Client:
         return self._rollout.GetDeployment(rollout_service_pb2.GetDeploymentRequest(name=name))
 
     def deploy(
-        self, deployment: str, targets: Sequence[str | TargetReference], *, actor: str = "", reason: str = ""
+        self,
+        deployment: str,
+        targets: Sequence[str | TargetReference],
+        *,
+        serving: ServingSettings | None = None,
+        reset_serving: bool = False,
+        actor: str = "",
+        reason: str = "",
     ) -> Deployment:
         """Let the targets (`reviews@2`, `reviews@2=90`) answer as `deployment`, which is made or changed.
 
-        Returns before they are loaded; see wait_until_ready. Versions that answer now do so until the new ones can.
+        Of `serving`, the fields that are set are changed and the others stay as they are; with `reset_serving` the
+        others become their defaults. Returns before the versions are loaded; see wait_until_ready. Versions that answer
+        now do so until the new ones can.
         """
         name = _deployment_name(deployment)
-        wanted = Deployment(name=name, targets=[self._target(target) for target in targets])
+        settings = serving or ServingSettings()
+        wanted = Deployment(name=name, targets=[self._target(target) for target in targets], serving=settings)
+        changed = ["serving"] if reset_serving else [f"serving.{field.name}" for field, _ in settings.ListFields()]
         try:
             return self._rollout.UpdateDeployment(
-                rollout_service_pb2.UpdateDeploymentRequest(deployment=wanted, actor=actor, reason=reason)
+                rollout_service_pb2.UpdateDeploymentRequest(
+                    deployment=wanted,
+                    update_mask=FieldMask(paths=["targets", *changed]),
+                    actor=actor,
+                    reason=reason,
+                )
             )
         except NotFoundError as error:
             if error.resource_name not in ("", name):

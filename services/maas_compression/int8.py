@@ -43,12 +43,16 @@ def apply_int8(source: Package, technique: Int8, folder: Path) -> Package:
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Write the dynamically quantized form of an ONNX file."""
+    """Write the dynamically quantized form of an ONNX file, right on every processor.
+
+    Weights take 7 of their 8 bits. A processor with AVX2 and no VNNI adds two products in 16 bits, which overflow with
+    8-bit weights: the seed's LSTM then differs by 0.026 instead of 0.003. Speed and size are the same (measured).
+    """
     root = logging.getLogger()
     level = root.level
     # onnxruntime advises pre-processing on the root logger; a graph of known shapes gains nothing by it.
     root.setLevel(logging.ERROR)
     try:
-        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, reduce_range=True)
     finally:
         root.setLevel(level)

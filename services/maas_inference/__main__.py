@@ -6,13 +6,16 @@ import grpc
 
 from maas.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
+from maas_inference.inquiry import INQUIRY_SOCKET, answering
 from maas_inference.manager.desired import DesiredFile
 from maas_inference.manager.fronts import Fronts
+from maas_inference.manager.memory import MemoryBook
 from maas_inference.manager.metrics import WorkerMetrics
 from maas_inference.manager.packages import PackageStore
-from maas_inference.manager.replica import Replica
+from maas_inference.manager.replica import Replica, ReplicaOptions
 from maas_inference.manager.rollout_link import report, watch
 from maas_inference.manager.worker_process import WorkerOptions
+from maas_inference.repository import Repository
 from maas_inference.servicer import (
     INFERENCE_SERVICE,
     OIP_SERVICE,
@@ -33,22 +36,31 @@ async def main(settings: InferenceSettings) -> None:
     fronts = Fronts()
     with grpc.insecure_channel(settings.registry_address) as registry:
         replica = Replica(
-            WorkerOptions(settings.run_dir, settings.engine_threads, settings.engine_lanes, settings.max_batch_rows),
+            ReplicaOptions(
+                WorkerOptions(
+                    settings.run_dir, settings.engine_threads, settings.engine_lanes, settings.max_batch_rows
+                ),
+                settings.memory_budget_bytes,
+            ),
             PackageStore(settings.state_dir / "packages", registry, settings.package_cache_bytes),
             fronts,
             DesiredFile(settings.state_dir / "desired.json"),
+            MemoryBook(settings.state_dir / "sizes.json"),
         )
+        fronts.on_report = replica.reported
         metrics = process_metrics()
         metrics.register(fronts)
         metrics.register(WorkerMetrics(replica))
+        repository = Repository(lambda: replica.table, fronts.collect, replica)
         inference = InferenceServicer(replica, fronts, settings.replica)
         services = [
-            GrpcService(OIP_SERVICE, lambda server: add_oip_servicer(OipServicer(replica), server)),
+            GrpcService(OIP_SERVICE, lambda server: add_oip_servicer(OipServicer(repository), server)),
             GrpcService(INFERENCE_SERVICE, lambda server: add_InferenceServiceServicer_to_server(inference, server)),
         ]
         async with (
             open_channel(settings.rollout_address) as channel,
             fronts.listening(settings.run_dir / FRONT_SOCKET),
+            answering(settings.run_dir / INQUIRY_SOCKET, repository),
             asyncio.TaskGroup() as tasks,
         ):
             rollout = RolloutServiceStub(channel)

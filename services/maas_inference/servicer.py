@@ -1,44 +1,48 @@
 """The manager's rpcs: what of the Open Inference Protocol is not hot, and the replica's state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import timestamp_pb2
+from google.protobuf.json_format import ParseDict
 
 from maas.inference.v1 import inference_service_pb2
 from maas.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from maas.oip.v2 import grpc_service_pb2 as oip
+from maas_inference.description import model_config, model_metadata, server_metadata
 from maas_inference.manager.fronts import Fronts
 from maas_inference.manager.replica import Replica
-from maas_inference.manager.worker_process import proportional_bytes
-from maas_inference.table import ServedDeployment, ServedVersion, Tensor
-from maas_runtime.failures import NotFound
+from maas_inference.repository import Repository
 
 OIP_SERVICE = "inference.GRPCInferenceService"
 INFERENCE_SERVICE = "maas.inference.v1.InferenceService"
-EXTENSIONS = ("binary_tensor_data",)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-
-class DeploymentNotServed(NotFound):
-    """The manager has no such deployment."""
-
-    reason = "DEPLOYMENT_NOT_SERVED"
-
-
-class VersionNotServed(NotFound):
-    """The deployment has no such version."""
-
-    reason = "VERSION_NOT_SERVED"
+_NOT_OFFERED = {
+    "shared memory is not offered: send tensors in the request": (
+        "SystemSharedMemoryStatus",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
+        "CudaSharedMemoryUnregister",
+    ),
+    "traces and logs are set where the server is started, not by a call": ("TraceSetting", "LogSettings"),
+    "the inference manager computes nothing: call the cluster's public port, where inference fronts answer": (
+        "ModelInfer",
+        "ModelStreamInfer",
+    ),
+}
+"""What clients of the protocol may call and get UNIMPLEMENTED for, by what they are told."""
 
 
 class OipServicer:
-    """GRPCInferenceService without ModelInfer, which fronts answer."""
+    """GRPCInferenceService without what fronts answer."""
 
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:
         """Say that it is."""
@@ -46,77 +50,95 @@ class OipServicer:
 
     async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:
         """Say whether each deployment has a warm version."""
-        deployments = self._replica.table.deployments
-        ready = self._replica.table.revision > 0 and all(
-            any(version.state == "ready" for version in deployment.versions) for deployment in deployments
+        table = self._repository.table
+        ready = table.revision > 0 and all(
+            any(version.answers for version in deployment.versions) for deployment in table.deployments
         )
         return oip.ServerReadyResponse(ready=ready)
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
         """Say whether a version, or any, is warm."""
-        deployment = self._deployment(request.name)
-        versions = (_version(deployment, request.version),) if request.version else deployment.versions
-        return oip.ModelReadyResponse(ready=any(version.state == "ready" for version in versions))
+        version = self._repository.version(request.name, request.version)
+        return oip.ModelReadyResponse(ready=version.state == "ready")
 
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Context) -> oip.ServerMetadataResponse:
         """Say what this server is."""
-        return oip.ServerMetadataResponse(
-            name="maas", version=self._replica.table.server_version, extensions=EXTENSIONS
-        )
+        return ParseDict(server_metadata(self._repository.table), oip.ServerMetadataResponse())
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
         """Say what a deployment takes and gives."""
-        deployment = self._deployment(request.name)
-        if request.version:
-            version = _version(deployment, request.version)
-        else:
-            version = max(deployment.versions, key=lambda version: (version.state == "ready", version.weight))
-        inputs = [*version.inputs]
-        if version.text_input:
-            inputs.append(Tensor(version.text_input, "BYTES", (-1,)))
-        return oip.ModelMetadataResponse(
-            name=deployment.deployment,
-            versions=[version.version for version in deployment.versions],
-            platform=f"{version.engine}_{version.precision}",
-            inputs=[_tensor(tensor) for tensor in inputs],
-            outputs=[_tensor(tensor) for tensor in version.outputs],
-        )
+        version = self._repository.described(request.name, request.version)
+        versions = [version.version for version in self._repository.deployment(request.name).versions]
+        return ParseDict(model_metadata(request.name, versions, version), oip.ModelMetadataResponse())
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
-        """Refuse: the manager computes nothing."""
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "the inference manager answers no ModelInfer: send it to the cluster's public port, where fronts do",
-        )
-        raise AssertionError("abort raises")
+    async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
+        """Say the same as a Triton model configuration."""
+        version = self._repository.described(request.name, request.version)
+        return ParseDict({"config": model_config(request.name, version)}, oip.ModelConfigResponse())
 
-    def _deployment(self, name: str) -> ServedDeployment:
-        for deployment in self._replica.table.deployments:
-            if deployment.deployment == name:
-                return deployment
-        names = ", ".join(deployment.deployment for deployment in self._replica.table.deployments[:20])
-        raise DeploymentNotServed(
-            f"no model {name[:80]!r} is served; there are: {names or 'none'}", name=f"deployments/{name[:80]}"
-        )
+    async def ModelStatistics(
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> oip.ModelStatisticsResponse:
+        """Say what was answered, as fronts reported it within the last second."""
+        statistics = self._repository.statistics(request.name, request.version)
+        return ParseDict({"model_stats": statistics}, oip.ModelStatisticsResponse())
+
+    async def RepositoryIndex(
+        self, request: oip.RepositoryIndexRequest, context: Context
+    ) -> oip.RepositoryIndexResponse:
+        """Say which versions there are."""
+        index = self._repository.index(ready_only=request.ready)
+        return ParseDict({"models": index}, oip.RepositoryIndexResponse())
+
+    async def RepositoryModelLoad(
+        self, request: oip.RepositoryModelLoadRequest, context: Context
+    ) -> oip.RepositoryModelLoadResponse:
+        """Give a deployment's versions workers."""
+        await self._repository.load(request.model_name)
+        return oip.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: oip.RepositoryModelUnloadRequest, context: Context
+    ) -> oip.RepositoryModelUnloadResponse:
+        """End a deployment's workers."""
+        await self._repository.unload(request.model_name)
+        return oip.RepositoryModelUnloadResponse()
 
 
 def add_oip_servicer(servicer: OipServicer, server: grpc.aio.Server) -> None:
     """Offer the methods under the name that Open Inference Protocol clients call, not under our package's."""
-    methods: dict[str, tuple[Callable[..., Any], Any, Any]] = {
-        "ServerLive": (servicer.ServerLive, oip.ServerLiveRequest, oip.ServerLiveResponse),
-        "ServerReady": (servicer.ServerReady, oip.ServerReadyRequest, oip.ServerReadyResponse),
-        "ModelReady": (servicer.ModelReady, oip.ModelReadyRequest, oip.ModelReadyResponse),
-        "ServerMetadata": (servicer.ServerMetadata, oip.ServerMetadataRequest, oip.ServerMetadataResponse),
-        "ModelMetadata": (servicer.ModelMetadata, oip.ModelMetadataRequest, oip.ModelMetadataResponse),
-        "ModelInfer": (servicer.ModelInfer, oip.ModelInferRequest, oip.ModelInferResponse),
+    methods: dict[str, tuple[Callable[..., Any], Any]] = {
+        "ServerLive": (servicer.ServerLive, oip.ServerLiveRequest),
+        "ServerReady": (servicer.ServerReady, oip.ServerReadyRequest),
+        "ModelReady": (servicer.ModelReady, oip.ModelReadyRequest),
+        "ServerMetadata": (servicer.ServerMetadata, oip.ServerMetadataRequest),
+        "ModelMetadata": (servicer.ModelMetadata, oip.ModelMetadataRequest),
+        "ModelConfig": (servicer.ModelConfig, oip.ModelConfigRequest),
+        "ModelStatistics": (servicer.ModelStatistics, oip.ModelStatisticsRequest),
+        "RepositoryIndex": (servicer.RepositoryIndex, oip.RepositoryIndexRequest),
+        "RepositoryModelLoad": (servicer.RepositoryModelLoad, oip.RepositoryModelLoadRequest),
+        "RepositoryModelUnload": (servicer.RepositoryModelUnload, oip.RepositoryModelUnloadRequest),
     }
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         name: grpc.unary_unary_rpc_method_handler(
-            method, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+            method,
+            request_deserializer=request.FromString,
+            response_serializer=lambda response: response.SerializeToString(),
         )
-        for name, (method, request, response) in methods.items()
+        for name, (method, request) in methods.items()
     }
+    for sentence, names in _NOT_OFFERED.items():
+        for name in names:
+            handlers[name] = grpc.unary_unary_rpc_method_handler(_refusing(sentence))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OIP_SERVICE, handlers),))
+
+
+def _refusing(sentence: str) -> Callable[[bytes, Context], Any]:
+    async def refuse(_: bytes, context: Context) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, sentence)
+        raise AssertionError("abort raises")
+
+    return refuse
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -133,7 +155,13 @@ class InferenceServicer(InferenceServiceServicer):
         """Return all held versions with what they cost."""
         start_time = timestamp_pb2.Timestamp()
         start_time.FromMilliseconds(int(self._replica.start_time * 1000))
-        reply = inference_service_pb2.Replica(replica=self._name, start_time=start_time, front_count=self._fronts.count)
+        reply = inference_service_pb2.Replica(
+            replica=self._name,
+            start_time=start_time,
+            front_count=self._fronts.count,
+            memory_budget_bytes=self._replica.memory_budget_bytes,
+            memory_used_bytes=self._replica.memory_used_bytes(),
+        )
         for (deployment, version), keeper in sorted(self._replica.keepers.items()):
             keeping = keeper.keeping
             served = keeper.served(0)
@@ -145,7 +173,7 @@ class InferenceServicer(InferenceServiceServicer):
                 engine=served.engine,
                 precision=served.precision,
                 pid=keeping.pid,
-                memory_bytes=proportional_bytes(keeping.pid) if keeping.pid else 0,
+                memory_bytes=self._replica.memory_bytes(keeper),
                 load_seconds=keeping.load_seconds,
                 cost_curve=[
                     inference_service_pb2.BatchCost(rows=rows, milliseconds=seconds * 1000)
@@ -154,16 +182,3 @@ class InferenceServicer(InferenceServiceServicer):
                 restart_count=keeping.restart_count,
             )
         return reply
-
-
-def _version(deployment: ServedDeployment, number: str) -> ServedVersion:
-    for version in deployment.versions:
-        if version.version == number:
-            return version
-    raise VersionNotServed(
-        f"{deployment.deployment} has no version {number[:20]!r}", name=f"deployments/{deployment.deployment}"
-    )
-
-
-def _tensor(tensor: Tensor) -> oip.ModelMetadataResponse.TensorMetadata:
-    return oip.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from maas_inference.manager.memory import default_budget_bytes
 from maas_runtime.settings import Environment, ProcessSettings
 
 _MOST_LANES = 4
@@ -30,6 +31,8 @@ class InferenceSettings:
     engine_lanes: int
     """The most batches that one worker computes side by side; how many it does is tuned while it serves."""
     max_batch_rows: int
+    memory_budget_bytes: int
+    """How much memory the workers may hold together before versions that are loaded on demand are let go."""
     package_cache_bytes: int
     """How much of the disk packages may take that no deployment needs."""
 
@@ -50,6 +53,9 @@ class InferenceSettings:
             engine_threads=environment.integer("MAAS_ENGINE_THREADS", 1, low=1, high=256),
             engine_lanes=environment.integer("MAAS_ENGINE_LANES", _default_lanes(), low=1, high=16),
             max_batch_rows=environment.integer("MAAS_MAX_BATCH_ROWS", 32, low=1, high=1024),
+            memory_budget_bytes=environment.integer(
+                "MAAS_INFERENCE_MEMORY_BYTES", default_budget_bytes(), low=0, high=2**60
+            ),
             package_cache_bytes=environment.integer("MAAS_PACKAGE_CACHE_BYTES", 10 * 2**30, low=0, high=2**60),
         )
         environment.check()

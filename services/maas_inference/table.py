@@ -33,6 +33,8 @@ class ServedVersion:
     weight: int
     state: VersionState
     message: str = ""
+    refusal: str = ""
+    """Why no worker comes, whoever asks: a constant; `message` says it in a sentence. Empty: one is there or comes."""
     socket_path: str = ""
     """Where the worker listens; each start of a worker has a path of its own. Empty while there is none."""
     engine: str = ""
@@ -54,6 +56,21 @@ class ServedVersion:
     """How many batches the worker computes side by side."""
     cost_curve: tuple[tuple[int, float], ...] = ()
     """(rows, seconds) as the worker measured them at warm-up, by ascending rows."""
+
+    @property
+    def comes_when_asked(self) -> bool:
+        """Whether it has no worker only because nobody asked for it lately."""
+        return self.state == "unloaded" and not self.refusal
+
+    @property
+    def answers(self) -> bool:
+        """Whether a request would be answered: it is warm, or is loaded when it is asked."""
+        return self.state == "ready" or self.comes_when_asked
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether rows of different lengths can share a batch: no output is as long as the longest of them."""
+        return bool(self.padded_input) and all(-1 not in tensor.shape[1:] for tensor in self.outputs)
 
     @property
     def joins_rows(self) -> bool:
@@ -92,8 +109,26 @@ class ModelTable:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionUse:
+    """How a front uses a version."""
+
+    deployment: str
+    version: str
+    idle_seconds: float = 0.0
+    """Since somebody last waited for an answer of it; 0: somebody does now."""
+    in_flight_seconds: float = 0.0
+    """For how long the oldest batch has been with the worker."""
+    waits_for_worker: bool = False
+    """Whether somebody asked for it while it was unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
 class FrontReport:
-    """What a front tells the manager: the table it obeys, and its metrics in Prometheus' text format."""
+    """What a front tells the manager: the table it obeys, how it uses the versions, and its metrics.
+
+    The metrics are in Prometheus' text format; None: as they were in the report before.
+    """
 
     revision: int
-    metrics: str = ""
+    uses: tuple[VersionUse, ...] = ()
+    metrics: str | None = None

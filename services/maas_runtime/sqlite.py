@@ -2,13 +2,27 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Column, Dialect, Integer, MetaData, Row, Select, Table, TypeDecorator, event, exc, insert, select
+from sqlalchemy import (
+    Column,
+    Dialect,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    Table,
+    TypeDecorator,
+    event,
+    exc,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
@@ -19,6 +33,9 @@ from maas_runtime.storage import storage_failed, storage_full, storage_read_only
 _READERS = 4
 _WAIT_SECONDS = 10.0
 ResultT = TypeVar("ResultT")
+Migrations: TypeAlias = Mapping[int, Sequence[str]]
+"""The statements that turn tables of that schema version into those of the next."""
+_NO_MIGRATIONS: Migrations = {}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -119,17 +136,20 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(path: Path, metadata: MetaData, schema_version: int) -> AsyncIterator[Database]:
+async def open_database(
+    path: Path, metadata: MetaData, schema_version: int, migrations: Migrations = _NO_MIGRATIONS
+) -> AsyncIterator[Database]:
     """Open the database at `path`, with the tables of `metadata`, until the context ends.
 
-    Raises DatabaseOfOtherRelease when its tables are of another schema version, and what `Database` does.
+    Tables of an older version are migrated. Raises DatabaseOfOtherRelease when their version is one that no migration
+    leads away from, and what `Database` does.
     """
     with _translated_errors(path):
         # Before any connection with a thread of its own: one that fails to open leaves its thread to end when it likes.
         await to_its_end(asyncio.to_thread(_check_file, path))
     database = Database(path)
     try:
-        await database.write(lambda connection: _prepare(connection, path, metadata, schema_version))
+        await database.write(lambda connection: _prepare(connection, path, metadata, schema_version, migrations))
         yield database
     finally:
         await database.close()
@@ -166,14 +186,22 @@ def _engine(path: Path, connections: int, begin: str) -> AsyncEngine:
     return engine
 
 
-async def _prepare(connection: AsyncConnection, path: Path, metadata: MetaData, schema_version: int) -> None:
+async def _prepare(
+    connection: AsyncConnection, path: Path, metadata: MetaData, schema_version: int, migrations: Migrations
+) -> None:
     versions = Table("schema_version", MetaData(), Column("version", Integer, nullable=False))
     await connection.run_sync(versions.create, checkfirst=True)
     found = (await connection.execute(select(versions.c.version))).scalar()
     if found is None:
         await connection.run_sync(metadata.create_all)
         await connection.execute(insert(versions).values(version=schema_version))
-    elif found != schema_version:
+        return
+    while found < schema_version and found in migrations:
+        for statement in migrations[found]:
+            await connection.exec_driver_sql(statement)
+        found += 1
+        await connection.execute(update(versions).values(version=found))
+    if found != schema_version:
         raise DatabaseOfOtherRelease(
             f"{path} has tables of version {found}, this program knows {schema_version}: run the release that made it, "
             "or choose another MAAS_HOME",

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,13 +60,15 @@ class Cluster:
 
     home: Path
     port: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables that it is started with."""
 
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def maas(self, *arguments: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"MAAS_HOME": str(self.home), "MAAS_ENDPOINT": self.endpoint}
+        environment = {**os.environ, **self.settings, "MAAS_HOME": str(self.home), "MAAS_ENDPOINT": self.endpoint}
         result = subprocess.run(
             [sys.executable, "-m", "maas.cli", *arguments],
             env=environment,
@@ -123,9 +125,9 @@ def small_package(folder: Path, seed: int) -> Package:
 
 
 @contextlib.contextmanager
-def started_cluster() -> Iterator[Cluster]:
+def started_cluster(**settings: str) -> Iterator[Cluster]:
     home = Path(tempfile.mkdtemp(prefix="maas-cluster-"))
-    cluster = Cluster(home, free_port())
+    cluster = Cluster(home, free_port(), settings)
     try:
         cluster.maas("up", "--home", str(home), "--port", str(cluster.port), "--detach")
         yield cluster

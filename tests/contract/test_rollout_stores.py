@@ -1,9 +1,10 @@
 """One suite for every store of deployments, and a watch over it that resumes wherever it broke."""
 
 import asyncio
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,8 +26,9 @@ from maas_rollout.domain.deployments import (
 )
 from maas_rollout.domain.feed import Changes, ChangeStore, Feed, ResumePoint
 from maas_rollout.domain.rollout import DeploymentStore
+from maas_rollout.domain.serving import LoadPolicy, ServingSettings
 from maas_rollout.storage.memory import MemoryDeploymentStore
-from maas_rollout.storage.sqlite import SCHEMA_VERSION, SqliteDeploymentStore, metadata
+from maas_rollout.storage.sqlite import MIGRATIONS, SCHEMA_VERSION, SqliteDeploymentStore, metadata
 from maas_runtime.sqlite import open_database
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -198,6 +200,46 @@ async def test_a_point_before_the_oldest_deletion_that_is_kept_gets_a_snapshot(k
         answers = [await store.changes_since(point) for point in points]
         assert [answer.snapshot for answer in answers] == [True, True, True, False, False]
         assert answers[-1].deleted == (A,)
+
+
+SERVING = ServingSettings(
+    max_batch_rows=64,
+    max_queue_delay=timedelta(milliseconds=5),
+    max_queue_rows=2000,
+    cache_bytes=64_000_000,
+    load_policy=LoadPolicy.ON_DEMAND,
+    engine="openvino:bf16",
+    worker_memory_bytes=2_000_000_000,
+    compute_timeout=timedelta(seconds=10),
+)
+
+
+async def test_serving_settings_come_back_as_they_were_stored(store: Store) -> None:
+    created = await store.create(replace(new(A, ONE), serving=SERVING), event(A, Action.CREATED))
+    assert created is not None
+    assert await store.get(A) == created
+    assert created.serving == SERVING
+    updated = await store.update(replace(created, serving=ServingSettings()), event(A, Action.CONFIGURED))
+    assert updated is not None
+    assert updated.serving == ServingSettings()
+    assert await store.get(A) == updated
+
+
+async def test_a_file_of_the_first_release_goes_on_with_default_settings(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((Path(__file__).parent / "data" / "rollout-schema-1.sql").read_text())
+    async with open_database(path, metadata, SCHEMA_VERSION, MIGRATIONS) as database:
+        store = SqliteDeploymentStore(database)
+        await store.prepare("another")
+        found = await store.get(A)
+        assert found is not None
+        assert (found.targets, found.serving) == ((ONE,), ServingSettings())
+        updated = await store.update(replace(found, serving=SERVING), event(A, Action.CONFIGURED))
+        assert updated is not None
+        assert [one.action for one in await store.list_events(A, None, 10)] == [Action.CONFIGURED, Action.CREATED]
+    async with open_database(path, metadata, SCHEMA_VERSION, MIGRATIONS) as database:
+        assert await SqliteDeploymentStore(database).get(A) == updated
 
 
 async def test_a_store_keeps_its_identity_and_all_it_knows(tmp_path: Path) -> None:

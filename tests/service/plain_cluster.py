@@ -284,6 +284,12 @@ class Rollout(rollout_service_pb2_grpc.RolloutServiceServicer):
 
     def _store(self, name: str, action: str, request: Any, context: Any) -> deployment_pb2.Deployment:
         stored = deployment_pb2.Deployment(name=name, state=deployment_pb2.DEPLOYMENT_STATE_LOADING)
+        if name in self.cluster.deployments:
+            stored.serving.CopyFrom(self.cluster.deployments[name].serving)
+            request.update_mask.MergeMessage(request.deployment, stored, replace_message_field=True)
+            del stored.targets[:]
+        else:
+            stored.serving.CopyFrom(request.deployment.serving)
         for target in request.deployment.targets:
             version = target.version
             if "/aliases/" in version:

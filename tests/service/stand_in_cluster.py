@@ -37,14 +37,20 @@ def make_specs(home: Home, run_dir: Path, port: int) -> list[ProcessSpec]:
             ready=is_ready,
             stop_stage=stage,
             stop_seconds=0.3 if behaviour(name) == "stubborn" else 8.0,
+            silent_seconds=0.3,
+            probe_seconds=0.1,
         )
 
     return [spec(stage, name) for stage, name in enumerate(NAMES)]
 
 
 def is_alive(marker: Path) -> bool:
-    # The pid in it tells this process's marker from that of the one before.
-    return marker.exists() and Path(f"/proc/{marker.read_text() or 0}").exists()
+    # The pid in it tells this process's marker from that of the one before. A stopped process answers nobody.
+    try:
+        status = Path(f"/proc/{marker.read_text() or 0}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "T"
 
 
 def behaviour(name: str) -> str:

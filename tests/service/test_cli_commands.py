@@ -226,6 +226,29 @@ def test_nobody_at_the_endpoint_is_status_69(maas: Maas) -> None:
     assert "maas up" in told
 
 
+def test_deploy_takes_serving_settings_as_people_write_them(maas: Maas, reviews: str) -> None:
+    given = (
+        "--max-batch-rows 64 --max-queue-delay 5ms --max-queue-rows 2000 --cache 64MB --on-demand "
+        "--engine openvino:bf16 --worker-memory 2GB --compute-timeout 10s"
+    )
+    maas("deploy", "live", "reviews@1", *given.split())
+    assert document(maas("deployments", "show", "live", "--json"))["serving"] == {
+        "max_batch_rows": 64,
+        "max_queue_delay": "0.005s",
+        "max_queue_rows": 2000,
+        "cache_bytes": 64_000_000,
+        "load_policy": "LOAD_POLICY_ON_DEMAND",
+        "engine": "openvino:bf16",
+        "worker_memory_bytes": 2_000_000_000,
+        "compute_timeout": "10s",
+    }
+    shown = maas("deployments", "show", "live").stdout
+    for part in ("on demand", "5 ms", "64.0 MB", "openvino:bf16", "2.0 GB", "10 s"):
+        assert part in shown
+    for wrong in (("--cache", "64"), ("--max-queue-delay", "5 hours"), ("--worker-memory", "-2GB")):
+        assert "is not a" in maas("deploy", "live", "reviews@1", *wrong, status=1).stderr
+
+
 def test_status_shows_health_deployments_and_loaded_versions(maas: Maas, reviews: str) -> None:
     shown = document(maas("status", "--json"))
     assert {process["name"]: process["healthy"] for process in shown["processes"]} == {

@@ -152,6 +152,20 @@ def test_deploy_makes_then_changes_and_waits_until_ready(client: Client, cluster
         client.deployment("live")
 
 
+def test_deploy_changes_the_serving_settings_that_are_given_and_keeps_the_others(
+    client: Client, cluster: PlainCluster, package: Path
+) -> None:
+    client.push_package(package, "reviews")
+    given = deployment_pb2.ServingSettings
+    client.deploy("live", ["reviews"], serving=given(max_batch_rows=64, engine="openvino:bf16"))
+    client.deploy("live", ["reviews"], serving=given(max_batch_rows=16))
+    assert client.deployment("live").serving == given(max_batch_rows=16, engine="openvino:bf16")
+    client.deploy("live", ["reviews"])
+    assert client.deployment("live").serving == given(max_batch_rows=16, engine="openvino:bf16")
+    client.deploy("live", ["reviews"], serving=given(max_queue_rows=7), reset_serving=True)
+    assert client.deployment("live").serving == given(max_queue_rows=7)
+
+
 def test_deploying_a_version_that_is_not_there_is_not_taken_for_a_new_deployment(
     client: Client, cluster: PlainCluster, package: Path
 ) -> None:

@@ -14,8 +14,8 @@ import socket
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,14 +110,18 @@ class Rollout(RolloutServiceServicer):
 
     def __init__(self) -> None:
         self.wanted: dict[str, list[tuple[str, int]]] = {}
+        self.serving: dict[str, deployment_pb2.ServingSettings] = {}
         self.reports: dict[tuple[str, str], deployment_pb2.TargetStatus] = {}
         self._revision = 0
         self._changed = asyncio.Condition()
 
-    async def want(self, deployment: str, *targets: tuple[str, int]) -> None:
+    async def want(
+        self, deployment: str, *targets: tuple[str, int], serving: deployment_pb2.ServingSettings | None = None
+    ) -> None:
         async with self._changed:
             if targets:
                 self.wanted[deployment] = list(targets)
+                self.serving[deployment] = serving or deployment_pb2.ServingSettings()
             else:
                 del self.wanted[deployment]
             self._revision += 1
@@ -138,6 +142,7 @@ class Rollout(RolloutServiceServicer):
                     deployment_pb2.Deployment(
                         name=f"deployments/{name}",
                         targets=[deployment_pb2.Target(version=version, weight=weight) for version, weight in targets],
+                        serving=self.serving[name],
                     )
                     for name, targets in self.wanted.items()
                 ],
@@ -235,8 +240,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"models/tiny/versions/1": folder / "1", "models/tiny/versions/2": folder / "2"}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rig(packages: dict[str, Path]) -> AsyncIterator[Rig]:
+@asynccontextmanager
+async def started_rig(packages: Mapping[str, Path], **settings: str) -> AsyncIterator[Rig]:
+    """Start manager and front, with these variables on top of the usual ones; nothing is deployed."""
     async with AsyncExitStack() as stack:
         # A socket's path has at most 107 bytes, and pytest's folders are deep.
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="maas-")))
@@ -260,6 +266,7 @@ async def rig(packages: dict[str, Path]) -> AsyncIterator[Rig]:
             "MAAS_REGISTRY_ADDRESS": f"127.0.0.1:{control_port}",
             "MAAS_PUBLIC_LISTEN": f"127.0.0.1:{port}",
             "MAAS_LOG_LEVEL": "WARNING",
+            **settings,
         }
         rig = Rig(
             folder,
@@ -274,14 +281,20 @@ async def rig(packages: dict[str, Path]) -> AsyncIterator[Rig]:
         rig.start("manager", "maas_inference")
         rig.start("front", "maas_inference.front")
         try:
-            await rig.deploy("reviews", ("models/tiny/versions/1", 1))
-            await until(rig.is_serving)
             yield rig
         finally:
             for process in rig.processes.values():
                 process.terminate()
             for process in rig.processes.values():
                 await asyncio.to_thread(process.wait, 20)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig(packages: dict[str, Path]) -> AsyncIterator[Rig]:
+    async with started_rig(packages) as rig:
+        await rig.deploy("reviews", ("models/tiny/versions/1", 1))
+        await until(rig.is_serving)
+        yield rig
 
 
 def tokens_request(
@@ -402,7 +415,8 @@ async def test_a_megabyte_of_text_is_cut_and_more_is_refused(rig: Rig) -> None:
         ("/predict/nobody", b'{"text": "a"}', 404, "SERVED_MODEL_NOT_FOUND"),
         ("/v2/models/reviews/versions/99/infer", b'{"inputs": []}', 404, "SERVED_VERSION_NOT_FOUND"),
         ("/v2/models/reviews/infer", b'{"inputs": []}', 400, "TENSOR_MISSING"),
-        ("/v2/nothing", b"", 400, "METHOD_NOT_ALLOWED"),
+        ("/v2/nothing", b"", 404, "PATH_NOT_FOUND"),
+        ("/v2/health/live", b"", 405, "METHOD_NOT_ALLOWED"),
         ("/nothing", b"", 404, "PATH_NOT_FOUND"),
     ],
 )
@@ -411,7 +425,7 @@ async def test_each_wrong_rest_request_has_its_reason(
 ) -> None:
     got, content = await rig.post(path, body)
     assert content["reason"] == reason, content
-    assert got == (405 if reason == "METHOD_NOT_ALLOWED" else status)
+    assert got == status
     assert content["error"]
 
 

@@ -148,6 +148,18 @@ async def update(
     return await rollout.UpdateDeployment(request, timeout=5)
 
 
+async def configure(
+    rollout: "RolloutServiceAsyncStub", serving: deployment_pb2.ServingSettings, *paths: str
+) -> deployment_pb2.ServingSettings:
+    deployment = targets(("a/versions/1", 1))
+    deployment.name = "deployments/reviews"
+    deployment.serving.CopyFrom(serving)
+    request = messages.UpdateDeploymentRequest(
+        deployment=deployment, update_mask=field_mask_pb2.FieldMask(paths=paths), actor="bob"
+    )
+    return (await rollout.UpdateDeployment(request, timeout=5)).serving
+
+
 async def get(rollout: "RolloutServiceAsyncStub", name: str = "deployments/reviews") -> deployment_pb2.Deployment:
     return await rollout.GetDeployment(messages.GetDeploymentRequest(name=name), timeout=5)
 
@@ -167,6 +179,44 @@ async def error_of(call: Any) -> MaasError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)
+
+
+async def test_serving_settings_are_changed_as_far_as_the_mask_says(rollout: "RolloutServiceAsyncStub") -> None:
+    given = deployment_pb2.ServingSettings
+    await create(rollout)
+    always = deployment_pb2.LOAD_POLICY_ALWAYS
+    assert (await get(rollout)).serving == given(load_policy=always)
+    first = given(max_batch_rows=64, engine="openvino:bf16", load_policy=always)
+    assert await configure(rollout, first) == first
+    assert await configure(rollout, given(max_batch_rows=9, max_queue_rows=5), "serving.max_queue_rows") == given(
+        max_batch_rows=64, engine="openvino:bf16", max_queue_rows=5, load_policy=always
+    )
+    assert await configure(rollout, given(max_batch_rows=9), "targets") == (await get(rollout)).serving
+    assert (await get(rollout)).serving.max_batch_rows == 64
+    assert await configure(rollout, given(), "serving") == given(load_policy=always)
+    listed = await rollout.ListDeploymentEvents(
+        messages.ListDeploymentEventsRequest(parent="deployments/reviews"), timeout=5
+    )
+    assert [event.action for event in listed.deployment_events] == ["configured"] * 3 + ["created"]
+
+
+async def test_serving_settings_out_of_their_ranges_are_refused(rollout: "RolloutServiceAsyncStub") -> None:
+    await create(rollout)
+    too_long = deployment_pb2.ServingSettings()
+    too_long.compute_timeout.seconds = 3601
+    wrong = [
+        deployment_pb2.ServingSettings(max_batch_rows=1025),
+        deployment_pb2.ServingSettings(engine="Open VINO"),
+        deployment_pb2.ServingSettings(worker_memory_bytes=1),
+        too_long,
+    ]
+    for serving in wrong:
+        with pytest.raises(grpc.RpcError) as caught:
+            await configure(rollout, serving)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.RpcError) as caught:
+        await configure(rollout, deployment_pb2.ServingSettings(), "serving.nothing")
+    assert from_rpc_error(caught.value).reason == "UPDATE_MASK_INVALID"
 
 
 async def test_a_deployment_is_created_read_changed_listed_and_ended(rollout: "RolloutServiceAsyncStub") -> None:

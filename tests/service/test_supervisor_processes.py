@@ -100,6 +100,17 @@ def test_a_killed_process_is_started_again(folder: Path) -> None:
     assert "SIGKILL" in Home(folder).log_file("supervisor").read_text()
 
 
+def test_a_process_that_hangs_is_killed_and_started_again(folder: Path) -> None:
+    start(folder)
+    hung = process(folder, "middle").pid
+    os.kill(hung, signal.SIGSTOP)
+    wait_for(lambda: process(folder, "middle").pid not in (0, hung))
+    wait_for(lambda: process(folder, "middle").state == "ready")
+    assert process(folder, "middle").restarts == 1
+    assert not alive(hung)
+    assert "did not answer" in Home(folder).log_file("supervisor").read_text()
+
+
 def test_what_a_killed_process_had_started_ends_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_MIDDLE", "parent")
     start(folder)

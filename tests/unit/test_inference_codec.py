@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from maas.oip.v2.grpc_service_pb2 import ModelInferRequest
 from maas_inference.datatypes import ELEMENT_SIZES, join_elements, pack, split_elements, unpack
-from maas_inference.front.failures import EncodingUnsupported, FrameInvalid
+from maas_inference.front.failures import CompressedFlagWrong, EncodingUnsupported, FrameInvalid
 from maas_inference.front.grpc_infer import decode_request, frame, parse_timeout
 from maas_inference.wire import Batch, FrameMalformed, FrameReader, TensorHeader, decode_batch, frame_head
 
@@ -88,10 +88,13 @@ def test_a_compressed_message_is_read_and_an_unknown_compression_refused() -> No
         decode_request(bytes(body), b"snappy")
     with pytest.raises(FrameInvalid):
         decode_request(bytes(body[:-3]), b"gzip")
+    for without in (b"", b"identity"):
+        with pytest.raises(CompressedFlagWrong):
+            decode_request(bytes(body), without)
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", b"gzip", b"deflate", b"br"]))
 def test_any_bytes_are_a_message_or_refused(body: bytes, encoding: bytes) -> None:
     for candidate in (body, frame(body), b"\1" + frame(body)[1:]):
-        with contextlib.suppress(FrameInvalid, EncodingUnsupported):
+        with contextlib.suppress(FrameInvalid, EncodingUnsupported, CompressedFlagWrong):
             assert isinstance(decode_request(candidate, encoding), ModelInferRequest)

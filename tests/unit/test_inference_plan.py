@@ -4,10 +4,19 @@ from pathlib import Path
 
 from maas.names import DeploymentName, VersionName
 from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
-from maas_inference.manager.desired import Desired, DesiredFile, Targets, WeightedVersion
+from maas_inference.manager.desired import (
+    Desired,
+    DesiredFile,
+    Remembered,
+    Targets,
+    WantedDeployment,
+    WeightedVersion,
+    WorkerSettings,
+)
 from maas_inference.manager.keeper import retry_seconds
 from maas_inference.manager.plan import plan
 from maas_inference.manager.rollout_link import changed
+from maas_inference.table import ServingSettings
 
 REVIEWS = DeploymentName("reviews")
 
@@ -18,6 +27,10 @@ def version(number: int) -> VersionName:
 
 def targets(*weights: tuple[int, int]) -> Targets:
     return tuple(WeightedVersion(version(number), weight) for number, weight in weights)
+
+
+def wanted(*weights: tuple[int, int]) -> WantedDeployment:
+    return WantedDeployment(targets(*weights))
 
 
 def ready(*numbers: int) -> "set[VersionName]":
@@ -73,10 +86,10 @@ def test_a_snapshot_replaces_all_and_a_change_only_what_it_names() -> None:
 
     desired = changed(Desired(), message("reviews", 1, snapshot=True, resume_token="a"))
     desired = changed(desired, message("tweets", 2, resume_token="b"))
-    assert desired.deployments == {REVIEWS: targets((1, 1)), DeploymentName("tweets"): targets((2, 1))}
+    assert desired.deployments == {REVIEWS: wanted((1, 1)), DeploymentName("tweets"): wanted((2, 1))}
     assert desired.resume_token == "b"
     assert changed(desired, message("tweets", 3, snapshot=True)).deployments == {
-        DeploymentName("tweets"): targets((3, 1))
+        DeploymentName("tweets"): wanted((3, 1))
     }
     left = changed(desired, rollout_service_pb2.WatchDeploymentsResponse(deleted=["deployments/tweets"]))
     assert list(left.deployments) == [REVIEWS]
@@ -85,10 +98,45 @@ def test_a_snapshot_replaces_all_and_a_change_only_what_it_names() -> None:
 def test_what_is_wanted_and_who_answered_are_remembered(tmp_path: Path) -> None:
     file = DesiredFile(tmp_path / "inference" / "desired.json")
     assert file.load().desired == Desired()
-    desired = Desired({REVIEWS: targets((2, 1))}, "token")
-    file.save(desired, {REVIEWS: targets((1, 1))})
-    remembered = DesiredFile(tmp_path / "inference" / "desired.json").load()
-    assert (remembered.desired, remembered.answering) == (desired, {REVIEWS: targets((1, 1))})
+    settings = (
+        ServingSettings(max_batch_rows=64, max_queue_delay_seconds=0.005, max_queue_rows=9, cache_bytes=1),
+        WorkerSettings(on_demand=True, engine="openvino:bf16", memory_bytes=2, compute_timeout_seconds=1.5),
+    )
+    desired = Desired({REVIEWS: WantedDeployment(targets((2, 1)), *settings)}, "token")
+    remembered = Remembered(desired, {REVIEWS: targets((1, 1))}, frozenset({REVIEWS}))
+    file.save(remembered)
+    assert DesiredFile(tmp_path / "inference" / "desired.json").load() == remembered
+
+
+def test_a_memory_of_the_first_release_is_read_with_default_settings(tmp_path: Path) -> None:
+    (tmp_path / "desired.json").write_bytes(
+        b'{"format_version":1,"resume_token":"a.1","deployments":{"deployments/reviews":[["models/tiny/versions/2",1]]},'
+        b'"answering":{"deployments/reviews":[["models/tiny/versions/1",1]]}}'
+    )
+    assert DesiredFile(tmp_path / "desired.json").load() == Remembered(
+        Desired({REVIEWS: wanted((2, 1))}, "a.1"), {REVIEWS: targets((1, 1))}
+    )
+
+
+def test_a_watch_brings_the_serving_settings() -> None:
+    serving = deployment_pb2.ServingSettings(
+        max_batch_rows=64,
+        max_queue_rows=9,
+        cache_bytes=1,
+        load_policy=deployment_pb2.LOAD_POLICY_ON_DEMAND,
+        engine="openvino",
+        worker_memory_bytes=2,
+    )
+    serving.max_queue_delay.nanos = 5_000_000
+    serving.compute_timeout.seconds = 10
+    message = rollout_service_pb2.WatchDeploymentsResponse(
+        snapshot=True, deployments=[deployment_pb2.Deployment(name=str(REVIEWS), serving=serving)]
+    )
+    assert changed(Desired(), message).deployments[REVIEWS] == WantedDeployment(
+        (),
+        ServingSettings(max_batch_rows=64, max_queue_delay_seconds=0.005, max_queue_rows=9, cache_bytes=1),
+        WorkerSettings(on_demand=True, engine="openvino", memory_bytes=2, compute_timeout_seconds=10.0),
+    )
 
 
 def test_a_damaged_memory_is_no_memory(tmp_path: Path) -> None:

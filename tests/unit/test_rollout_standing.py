@@ -18,11 +18,12 @@ V1, V2, OLD = (VersionName("reviews", number) for number in (1, 2, 7))
 TARGETS = (Target(V1, 90), Target(V2, 10))
 NAME, OTHER = DeploymentName("reviews"), DeploymentName("other")
 READY = Standing(DeploymentState.READY)
-LOADING, RESTARTING, UP, FAILED = (
+LOADING, RESTARTING, UP, FAILED, UNLOADED = (
     TargetState.LOADING,
     TargetState.RESTARTING,
     TargetState.READY,
     TargetState.FAILED,
+    TargetState.UNLOADED,
 )
 
 
@@ -50,6 +51,16 @@ def said(replica: str, *states: TargetState, message: str = "") -> list[TargetSt
         (["a"], said("a", UP, LOADING), PENDING, False, "LOADING", "versions/2 is being loaded on a"),
         (["a"], said("a", UP), READY, False, "LOADING", "versions/2 is being loaded on a"),
         (["a"], said("a", UP, UP), PENDING, False, "READY", ""),
+        (["a"], said("a", UP, UNLOADED), PENDING, False, "READY", ""),
+        (
+            ["a"],
+            said("a", LOADING, UNLOADED, message="by hand"),
+            READY,
+            False,
+            "LOADING",
+            "versions/2 is not loaded on a",
+        ),
+        (["a"], said("a", UP, LOADING, message="no room"), READY, False, "LOADING", "loaded on a: no room"),
         (["a"], said("a", UP, RESTARTING), READY, False, "LOADING", "versions/2 is being restarted on a"),
         (["a"], said("a", LOADING, FAILED, message="no memory"), READY, False, "FAILED", "on a: no memory"),
         (["a"], said("a", FAILED, RESTARTING), READY, False, "FAILED", "versions/1 cannot be loaded on a"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maas.cli import serving_options as serving
 from maas.cli.options import Endpoint, Json, connected, who_asks
 from maas.cli.output import ago_text, last_segment, say, short_version, state_text, write_json, write_table
 from maas.errors import InvalidInputError
@@ -45,13 +46,32 @@ def deploy(
     ],
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before the versions are loaded.")] = False,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until they are ready.")] = 120.0,
+    max_batch_rows: serving.MaxBatchRows = None,
+    max_queue_delay: serving.MaxQueueDelay = None,
+    max_queue_rows: serving.MaxQueueRows = None,
+    cache: serving.Cache = None,
+    on_demand: serving.OnDemand = None,
+    engine: serving.Engine = None,
+    worker_memory: serving.WorkerMemory = None,
+    compute_timeout: serving.ComputeTimeout = None,
+    reset_serving: Annotated[
+        bool, typer.Option("--reset-serving", help="Begin with the default settings instead of those it has.")
+    ] = False,
     reason: Reason = "",
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Let versions answer under a name. What answered before goes on until they are ready."""
+    """Let versions answer under a name. What answered before goes on until they are ready.
+
+    A deployment that is there already keeps the serving settings that no option names; --reset-serving drops them.
+    """
+    settings = serving.serving_settings(
+        max_batch_rows, max_queue_delay, max_queue_rows, cache, on_demand, engine, worker_memory, compute_timeout
+    )
     with connected(endpoint) as client:
-        deployment = client.deploy(name, targets, actor=who_asks(), reason=reason)
+        deployment = client.deploy(
+            name, targets, serving=settings, reset_serving=reset_serving, actor=who_asks(), reason=reason
+        )
         if not no_wait:
             deployment = _wait(client, name, timeout)
     if as_json:
@@ -91,6 +111,8 @@ def show(name: Name, endpoint: Endpoint = None, as_json: Json = False) -> None:
     from maas.rollout.v1.deployment_pb2 import TargetState
 
     write_deployments([deployment])
+    typer.echo()
+    write_table(("SETTING", "VALUE"), serving.serving_text(deployment.serving))
     if deployment.statuses:
         typer.echo()
         write_table(

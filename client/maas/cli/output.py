@@ -53,6 +53,7 @@ def say(sentence: str) -> None:
 
 def plain(message: "Message") -> dict[str, Any]:
     """Return a message as JSON values: numbers stay numbers, times are RFC 3339, what is absent is left out."""
+    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
     from google.rpc.status_pb2 import Status
 
@@ -63,7 +64,7 @@ def plain(message: "Message") -> dict[str, Any]:
         value = getattr(message, field.name)
         if field.has_presence and not message.HasField(field.name):
             continue
-        if isinstance(value, Timestamp):
+        if isinstance(value, Timestamp | Duration):
             result[field.name] = value.ToJsonString()
         elif field.enum_type is not None:
             result[field.name] = field.enum_type.values_by_number[value].name

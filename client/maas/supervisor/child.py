@@ -1,4 +1,4 @@
-"""One process: started, heard, started again when it ends, stopped when asked."""
+"""One process: started, heard, started again when it ends or hangs, stopped when asked."""
 
 import asyncio
 import contextlib
@@ -19,6 +19,10 @@ EXIT_CANNOT_START = 78
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _PROBE_SECONDS = 0.05
+_START_SECONDS = 120.0
+"""How long a process that is started again may take to be ready before it is taken for hung."""
+_FAILURES_OF_A_HUNG_PROCESS = 3
+"""Not only the time: this process may itself have been stopped for a while."""
 _TAIL_BYTES = 4096
 _REST_OF_OUTPUT_SECONDS = 0.5
 
@@ -35,6 +39,10 @@ class ProcessSpec:
     """Processes stop in the order of this number; those of one number stop together."""
     stop_seconds: float = 8.0
     """How long it may take to end after SIGTERM."""
+    silent_seconds: float = 15.0
+    """How long it may not answer, once it was ready, before it is taken for hung and killed."""
+    probe_seconds: float = 3.0
+    """How often it is asked, once it was ready."""
 
 
 @dataclass(slots=True)
@@ -80,6 +88,7 @@ class Child:
         self._cannot_start = cannot_start
         self._stopping = asyncio.Event()
         self._was_ready = False
+        self._hung = ""
         self._tail = b""
 
     async def keep_running(self) -> None:
@@ -90,7 +99,7 @@ class Child:
                 started = time.monotonic()
                 try:
                     status = await self._run_once()
-                    ended = f"ended with {_status_text(status)}"
+                    ended = self._hung or f"ended with {_status_text(status)}"
                 except OSError as error:  # no memory or no process left for it now
                     status, ended = os.EX_OSERR, f"cannot be started: {error.strerror}"
                 if self._stopping.is_set():
@@ -133,7 +142,7 @@ class Child:
 
     async def _run_once(self) -> int:
         """Start the process and return its exit status when it has ended, with whatever it started."""
-        self._tail = b""
+        self._tail, self._hung = b"", ""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         try:
@@ -147,7 +156,7 @@ class Child:
         self._set("starting", pid=process.pid, start=start_ticks(process.pid), message="")
         try:
             async with asyncio.TaskGroup() as tasks:
-                waiting = tasks.create_task(self._wait_until_ready())
+                waiting = tasks.create_task(self._watch(process.pid))
                 if self._stopping.is_set():
                     kill_group(process.pid)
                 status = await process.wait()
@@ -168,11 +177,34 @@ class Child:
             start_new_session=True,
         )
 
-    async def _wait_until_ready(self) -> None:
-        while not await self.spec.ready():  # noqa: ASYNC110 - another process cannot set an event
+    async def _watch(self, pid: int) -> None:
+        """Wait until the process is ready; from then on ask it now and then, and kill it when it no longer answers."""
+        begun = time.monotonic()
+        while not await self.spec.ready():
+            if self._was_ready and time.monotonic() - begun > _START_SECONDS:
+                self._kill_hung(pid, f"was not ready after {_START_SECONDS:g} s and was killed")
+                return
             await asyncio.sleep(_PROBE_SECONDS)
         self._was_ready = True
         self._set("ready")
+        failures, failing_since = 0, 0.0
+        while not self._stopping.is_set():
+            await asyncio.sleep(self.spec.probe_seconds)
+            asked = time.monotonic()
+            if await self.spec.ready():
+                failures = 0
+                continue
+            failing_since = failing_since if failures else asked
+            failures += 1
+            silent = time.monotonic() - failing_since
+            if failures >= _FAILURES_OF_A_HUNG_PROCESS and silent >= self.spec.silent_seconds:
+                self._kill_hung(pid, f"did not answer for {silent:.0f} s and was killed")
+                return
+
+    def _kill_hung(self, pid: int, message: str) -> None:
+        if not self._stopping.is_set():
+            self._hung = message
+            kill_group(pid)
 
     def _hear(self, descriptor: int) -> bool:
         """Take what the process has written by now; return whether there may be more to come."""

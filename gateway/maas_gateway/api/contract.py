@@ -27,6 +27,8 @@ SERVICE_FILES: dict[str, FileDescriptor] = {
 
 _OIP = grpc_service_pb2.DESCRIPTOR
 _OIP_PUBLIC_PACKAGE = "inference"
+_OIP_CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload")
+"""What of the protocol does not only read."""
 OIP_SERVICE = f"{_OIP_PUBLIC_PACKAGE}.GRPCInferenceService"
 """The name under which the Open Inference Protocol is served; our messages for it have another package."""
 
@@ -39,8 +41,9 @@ def services() -> tuple[Service, ...]:
         for service in file.services_by_name.values()
     ]
     oip = _OIP.services_by_name["GRPCInferenceService"]
-    # Everything in the protocol only reads; its inference calls have routes of their own, before these.
-    return (*own, Service(OIP_SERVICE, INFERENCE, tuple(Rpc(method.name, False, True) for method in oip.methods)))
+    # Its inference calls have routes of their own, before these.
+    rpcs = [Rpc(method.name, streams=False, reads=method.name not in _OIP_CHANGES) for method in oip.methods]
+    return (*own, Service(OIP_SERVICE, INFERENCE, tuple(rpcs)))
 
 
 def rest_services() -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The one public listener: what every request passes, whatever it asks for."""
 
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -11,6 +12,7 @@ from envoy.config.core.v3 import (
     config_source_pb2,
     grpc_method_list_pb2,
     protocol_pb2,
+    socket_option_pb2,
     substitution_format_string_pb2,
 )
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
@@ -72,6 +74,7 @@ def listener_for(settings: ListenerSettings) -> listener_pb2.Listener:
             exact_balance=listener_pb2.Listener.ConnectionBalanceConfig.ExactBalance()
         ),
         per_connection_buffer_limit_bytes=UInt32Value(value=2**20),
+        socket_options=_keepalive(),
         filter_chains=[
             listener_components_pb2.FilterChain(
                 filters=[
@@ -85,6 +88,17 @@ def listener_for(settings: ListenerSettings) -> listener_pb2.Listener:
     )
 
 
+def _keepalive() -> list[socket_option_pb2.SocketOption]:
+    """Find dead HTTP/1 connections within two minutes; HTTP/2 has pings."""
+    options = (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    )
+    return [socket_option_pb2.SocketOption(level=level, name=name, int_value=value) for level, name, value in options]
+
+
 def _connection_manager(settings: ListenerSettings) -> Message:
     manager: Message = http_connection_manager_pb2.HttpConnectionManager(
         stat_prefix=PUBLIC,
@@ -95,11 +109,20 @@ def _connection_manager(settings: ListenerSettings) -> Message:
             ),
         ),
         http_filters=list(_filters(settings)),
-        http2_protocol_options=protocol_pb2.Http2ProtocolOptions(max_concurrent_streams=UInt32Value(value=1000)),
-        common_http_protocol_options=protocol_pb2.HttpProtocolOptions(idle_timeout=seconds(3600)),
+        http2_protocol_options=protocol_pb2.Http2ProtocolOptions(
+            max_concurrent_streams=UInt32Value(value=1000),
+            # A caller that is no more, and whose network did not say so.
+            connection_keepalive=protocol_pb2.KeepaliveSettings(interval=seconds(60), timeout=seconds(20)),
+        ),
+        common_http_protocol_options=protocol_pb2.HttpProtocolOptions(
+            idle_timeout=seconds(3600), max_headers_count=UInt32Value(value=100)
+        ),
+        max_request_headers_kb=UInt32Value(value=60),
         server_name="maas",
         request_headers_timeout=seconds(10),
         stream_idle_timeout=seconds(300),
+        # An answer that nobody reads.
+        stream_flush_timeout=seconds(60),
         drain_timeout=seconds(2),
         use_remote_address=BoolValue(value=True),
         generate_request_id=BoolValue(value=True),

@@ -18,7 +18,7 @@ from maas_gateway.domain.snapshot import (
     Snapshot,
     Stage,
 )
-from maas_gateway.domain.topology import FRONT, GATEWAY, GATEWAY_HTTP, Service, Topology
+from maas_gateway.domain.topology import FRONT, GATEWAY, GATEWAY_HTTP, INFERENCE, Service, Topology
 
 INFERENCE_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 INFERENCE_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -80,8 +80,10 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
 def _inference_routes(topology: Topology) -> Iterator[Route]:
     for name, match, policy in _INFERENCE:
         if topology.embedded:
-            # The action is what a caller gets if the front is not in the chain; the front itself never continues.
-            yield Route(name, match, Refuse(503), policy, frozenset({Stage.FRONT}))
+            # The action is what a caller gets if the front is not in the chain; the front itself never continues. Only
+            # a route to a cluster can have an idle time of its own, and the manager knows what to say to a stream.
+            action = Forward(INFERENCE) if policy is _STREAM else Refuse(503)
+            yield Route(name, match, action, policy, frozenset({Stage.FRONT}))
         else:
             yield Route(name, match, Forward(FRONT), policy, frozenset({Stage.NAME_DEPLOYMENT}))
 

@@ -7,13 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maas_inference.front.envoy_filter import envoy_environment, filter_config, path_guard_config
+from maas_inference.front.envoy_filter import (
+    connection_limits,
+    envoy_environment,
+    filter_config,
+    path_guard_config,
+    tcp_keepalive,
+)
+from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, STREAM_PATH
 from maas_runtime.envoy import envoy_binary
 from maas_runtime.failures import Failure
 from maas_runtime.server import EXIT_CANNOT_START
 from maas_runtime.settings import Environment
 
-_HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_TYPE = "type.googleapis.com/envoy"
+_HCM = f"{_TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_ROUTER = f"{_TYPE}.extensions.filters.http.router.v3.Router"
+_HTTP_OPTIONS = f"{_TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions"
+_CONNECTIONS = f"{_TYPE}.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+_MANAGER = "manager"
+_MAX_CONNECTIONS = 20_000
+_BUFFER_BYTES = 1 << 20
+_IDLE_STREAM = "3600s"
+"""How long nothing may be sent on a ModelStreamInfer; a connection that is dead is found by pings long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +42,8 @@ class FrontSettings:
     """Folder with the manager's socket."""
     concurrency: int
     """Envoy's worker threads; Python's loop is one more."""
+    manager_address: str = ""
+    """Where the manager's gRPC server listens, for what fronts do not answer; empty: such calls are UNIMPLEMENTED."""
 
     @classmethod
     def read(cls, environment: Environment) -> "FrontSettings":
@@ -34,6 +52,7 @@ class FrontSettings:
             public_listen=environment.address("MAAS_PUBLIC_LISTEN"),
             run_dir=environment.folder("MAAS_RUN_DIR"),
             concurrency=environment.integer("MAAS_FRONT_CONCURRENCY", 1, low=1, high=64),
+            manager_address=environment.address("MAAS_INFERENCE_ADDRESS", ""),
         )
         environment.check()
         return settings
@@ -42,19 +61,116 @@ class FrontSettings:
 def bootstrap(settings: FrontSettings) -> dict[str, Any]:
     """Return Envoy's whole, static configuration."""
     host, _, port = settings.public_listen.rpartition(":")
+    front = filter_config()
+    front["typed_config"]["terminal_filter"] = False
     manager: dict[str, Any] = {
         "@type": _HCM,
         "stat_prefix": "inference",
         "generate_request_id": True,
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"]}]},
-        "http_filters": [path_guard_config(), filter_config()],
+        "route_config": {
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(front["name"], settings)}],
+            "validate_clusters": False,
+        },
+        "http_filters": [
+            path_guard_config(),
+            {**front, "disabled": True},
+            {"name": "router", "typed_config": {"@type": _ROUTER}},
+        ],
+        "local_reply_config": {"mappers": _local_replies()},
+        **connection_limits(),
     }
     listener = {
         "name": "public",
-        "address": {"socket_address": {"address": host, "port_value": int(port)}},
+        "address": {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}},
+        "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
+        "socket_options": tcp_keepalive(),
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
-    return {"static_resources": {"listeners": [listener]}}
+    clusters = [_manager_cluster(settings.manager_address)] if settings.manager_address else []
+    return {
+        "static_resources": {"listeners": [listener], "clusters": clusters},
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {"@type": _CONNECTIONS, "max_active_downstream_connections": _MAX_CONNECTIONS},
+                }
+            ]
+        },
+    }
+
+
+def _routes(front: str, settings: FrontSettings) -> list[dict[str, Any]]:
+    """Return where requests go: all into the front, but for what the manager answers."""
+    into_front = {
+        # What a caller would get if the front were not in the chain.
+        "direct_response": {"status": 503},
+        "typed_per_filter_config": {front: {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}},
+    }
+    # Only a route to a cluster can have an idle time of its own; the front answers before the router does.
+    stream = {
+        "route": {"cluster": _MANAGER, "timeout": "0s", "idle_timeout": _IDLE_STREAM},
+        "typed_per_filter_config": into_front["typed_per_filter_config"],
+    }
+    rest = {"route": {"cluster": _MANAGER, "timeout": "30s"}} if settings.manager_address else into_front
+    return [
+        {"match": {"path": METHOD_PATH}, **into_front},
+        {"match": {"path": STREAM_PATH}, **stream},
+        {"match": {"prefix": SERVICE_PREFIX}, **rest},
+        {"match": {"prefix": "/"}, **into_front},
+    ]
+
+
+def _manager_cluster(address: str) -> dict[str, Any]:
+    if address.startswith("unix:"):
+        where: dict[str, Any] = {"pipe": {"path": address.removeprefix("unix:")}}
+    else:
+        host, _, port = address.rpartition(":")
+        where = {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    return {
+        "name": _MANAGER,
+        "type": "STATIC" if address.startswith("unix:") else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": _MANAGER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": where}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": _HTTP_OPTIONS,
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+    }
+
+
+def _local_replies() -> list[dict[str, Any]]:
+    """Return what makes Envoy's own errors JSON where they are no answer to gRPC."""
+    is_rest = {
+        "header_filter": {
+            "header": {
+                "name": "content-type",
+                "string_match": {"prefix": "application/grpc"},
+                "invert_match": True,
+                "treat_missing_header_as_empty": True,
+            }
+        }
+    }
+    return [
+        {
+            "filter": {"and_filter": {"filters": [is_rest, _at_least(status)]}},
+            "body_format_override": {
+                "json_format": {"error": "%LOCAL_REPLY_BODY%", "reason": reason, "code": code},
+                "content_type": "application/json",
+            },
+        }
+        for status, reason, code in ((500, "FRONT_AWAY", "UNAVAILABLE"), (400, "REQUEST_REFUSED", "INVALID_ARGUMENT"))
+    ]
+
+
+def _at_least(status: int) -> dict[str, Any]:
+    value = {"default_value": status, "runtime_key": "maas.unused"}
+    return {"status_code_filter": {"comparison": {"op": "GE", "value": value}}}
 
 
 def main() -> None:

@@ -5,40 +5,38 @@ import gc
 import logging
 import os
 import signal
-import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping
 from typing import Any, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry
 
-from maas_inference.front import grpc_infer, rest_infer
+from maas_inference.front import grpc_infer
+from maas_inference.front.bodies import Bodies
 from maas_inference.front.failures import (
     InternalError,
-    MessageTooLarge,
+    MediaTypeWrong,
     MethodNotAllowed,
-    PathNotFound,
-    VersionNotReady,
+    MethodNotImplemented,
     status_of,
 )
-from maas_inference.front.inputs import CheckedInputs
+from maas_inference.front.grpc_inference import GrpcInference
+from maas_inference.front.grpc_stream import InferStream
 from maas_inference.front.link import keep_link
 from maas_inference.front.metrics import FrontMetrics
-from maas_inference.front.question import Answer, CallerGone, Question, Receive
+from maas_inference.front.question import CallerGone, Receive, Send
+from maas_inference.front.rest import JSON, Request, RestApi
+from maas_inference.front.rest_infer import encode_json
 from maas_inference.front.serving import Serving
-from maas_inference.front.version_queue import VersionQueue
-from maas_inference.table import FRONT_SOCKET, ServedVersion
+from maas_inference.inquiry import INQUIRY_SOCKET, Ask, asker
+from maas_inference.table import FRONT_SOCKET
 from maas_runtime.failures import Failure, Overloaded, Unavailable
 from maas_runtime.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
 Scope: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
-DEFAULT_TIMEOUT_SECONDS: Final = 30.0
-"""How long a request without a deadline of its own may take."""
 _GARBAGE_THRESHOLD: Final = 20_000
-EXTENSIONS: Final = ("binary_tensor_data",)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,10 +55,11 @@ async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
             registry = CollectorRegistry()
             metrics = FrontMetrics(registry)
             serving = Serving(metrics, tasks)
-            state["front"] = Front(serving, metrics)
+            run_dir = os.environ["MAAS_RUN_DIR"]
+            state["front"] = Front(serving, metrics, asker(os.path.join(run_dir, INQUIRY_SOCKET)))
             background = [
                 tasks.create_task(serving.sweep()),
-                tasks.create_task(keep_link(os.path.join(os.environ["MAAS_RUN_DIR"], FRONT_SOCKET), serving, registry)),
+                tasks.create_task(keep_link(os.path.join(run_dir, FRONT_SOCKET), serving, registry)),
             ]
             # What was imported stays; and requests leave next to no cycles behind, so looking for them can be rare.
             gc.freeze()
@@ -79,226 +78,67 @@ async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 class Front:
-    """Routes requests, and carries each from its bytes to its answer."""
+    """Routes requests, and gives each failure the form that its caller understands."""
 
-    def __init__(self, serving: Serving, metrics: FrontMetrics) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, metrics: FrontMetrics, ask: Ask) -> None:
+        bodies = Bodies()
+        self._bodies = bodies
         self._metrics = metrics
-        self._encoder = grpc_infer.ResponseEncoder()
-        self._loop = asyncio.get_running_loop()
+        self._inference = GrpcInference(serving, metrics, bodies)
+        self._rest = RestApi(serving, bodies, ask)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
-        is_grpc = False
+        path, headers = scope["path"], scope["headers"]
         try:
-            if scope["path"] == grpc_infer.METHOD_PATH:
-                is_grpc = True
-                await self._infer_grpc(scope, receive, send)
+            if path == grpc_infer.METHOD_PATH:
+                if grpc_infer.CONTENT_TYPE not in headers or scope["method"] != "POST":
+                    _check_grpc(scope)
+                await self._inference.infer(headers, receive, send)
+            elif path == grpc_infer.STREAM_PATH:
+                _check_grpc(scope)
+                await InferStream(self._inference, self._bodies, headers, receive, send).run()
+            elif _is_grpc(scope):
+                raise MethodNotImplemented(f"an inference front does not answer {path[:200]}")
             else:
-                await self._answer_rest(scope, receive, send)
+                await self._rest.answer(Request(scope["method"], path, dict(headers), receive), send)
         except (CallerGone, OSError):
             return  # ASGI's `send` raises OSError once the caller has hung up
         except Failure as failure:
-            await self._refuse(failure, scope, send, is_grpc=is_grpc)
+            await self._refuse(failure, scope, send)
         except Exception:
-            request_id = _header(scope, b"x-request-id").decode("latin-1")
-            logger.exception("a request failed", extra={"path": scope["path"], "request_id": request_id})
-            bug = InternalError(f"internal error; request id {request_id or 'unknown'}")
-            await self._refuse(bug, scope, send, is_grpc=is_grpc)
+            request_id = dict(headers).get(b"x-request-id", b"").decode("latin-1")
+            logger.exception("a request failed", extra={"path": path, "request_id": request_id})
+            await self._refuse(InternalError(f"internal error; request id {request_id or 'unknown'}"), scope, send)
 
-    async def _infer_grpc(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived = time.monotonic()
-        timeout = encoding = b""
-        for name, value in scope["headers"]:
-            if name == b"grpc-timeout":
-                timeout = value
-            elif name == b"grpc-encoding":
-                encoding = value
-        deadline = arrived + (grpc_infer.parse_timeout(timeout) if timeout else DEFAULT_TIMEOUT_SECONDS)
-        body = await _read_body(receive, grpc_infer.MAX_MESSAGE_BYTES)
-        request = grpc_infer.decode_request(body, encoding)
-        deployment = self._serving.deployment(request.model_name)
-        queue = deployment.choose(request.model_version)
-        served = _described(queue)
-        wanted = grpc_infer.read_wanted(served, request)
-        answer = await self._compute(queue, grpc_infer.read_inputs(served, request), receive, arrived, deadline)
-        response = self._encoder.encode(deployment.name, served, request, wanted, answer)
-        await send(grpc_infer.OK_START)
-        await send({"type": "http.response.body", "body": response})
-        await send(grpc_infer.OK_TRAILERS)
-
-    def _compute(
-        self, queue: VersionQueue, inputs: CheckedInputs, receive: Receive, arrived: float, deadline: float
-    ) -> "asyncio.Future[Answer]":
-        answer: asyncio.Future[Answer] = self._loop.create_future()
-        queue.put(
-            Question(
-                inputs.group,
-                inputs.rows,
-                inputs.parts,
-                arrived=arrived,
-                deadline=deadline,
-                receive=receive,
-                answer=answer,
-            )
-        )
-        return answer
-
-    async def _answer_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["path"].strip("/").split("/"):
-            case ["predict"]:
-                await self._predict(_header(scope, b"maas-model").decode("latin-1"), scope, receive, send)
-            case ["predict", name]:
-                await self._predict(name, scope, receive, send)
-            case ["v2", "models", name, "infer"]:
-                await self._infer_rest(name, "", scope, receive, send)
-            case ["v2", "models", name, "versions", version, "infer"]:
-                await self._infer_rest(name, version, scope, receive, send)
-            case ["v2", *rest]:
-                _allow(scope, "GET")
-                await _send_json(send, self._describe(rest))
-            case _:
-                raise PathNotFound(f"nothing is served at {scope['path'][:200]}", name=scope["path"][:200])
-
-    def _describe(self, path: Sequence[str]) -> dict[str, Any]:
-        match path:
-            case []:
-                table = self._serving.table
-                return {"name": "maas", "version": table.server_version, "extensions": list(EXTENSIONS)}
-            case ["health", "live"]:
-                return {"live": True}
-            case ["health", "ready"]:
-                if not self._serving.is_ready():
-                    raise VersionNotReady("not every deployment has a version that is ready")
-                return {"ready": True}
-            case ["models", name] | ["models", name, "ready"]:
-                queue = self._serving.deployment(name).main()
-            case ["models", name, "versions", version] | ["models", name, "versions", version, "ready"]:
-                queue = self._serving.deployment(name).choose(version)
-            case _:
-                raise PathNotFound(f"nothing is served at /v2/{'/'.join(path)[:200]}", name="/".join(path)[:200])
-        served = queue.served
-        if path[-1] == "ready":
-            if not queue.is_connected:
-                raise VersionNotReady(f"version {served.version} of {name} is {served.state}")
-            return {"name": name, "ready": True}
-        return _metadata(name, list(self._serving.deployment(name).queues), _described(queue))
-
-    async def _infer_rest(self, name: str, version: str, scope: Scope, receive: Receive, send: Send) -> None:
-        _allow(scope, "POST")
-        arrived = time.monotonic()
-        body = await _read_body(receive, rest_infer.MAX_BODY_BYTES)
-        body = rest_infer.unpacked_body(body, _header(scope, b"content-encoding"))
-        request, binary = rest_infer.decode_infer(body, _header(scope, rest_infer.BINARY_HEADER))
-        queue = self._serving.deployment(name).choose(version)
-        served = _described(queue)
-        wanted = rest_infer.read_wanted(served, request)
-        inputs = rest_infer.read_inputs(served, request, binary)
-        answer = await self._compute(queue, inputs, receive, arrived, arrived + DEFAULT_TIMEOUT_SECONDS)
-        content, json_length = rest_infer.encode_infer(name, served, request, wanted, answer)
-        if json_length is None:
-            await _send_body(send, 200, content, [(b"content-type", b"application/json")])
-        else:
-            headers = [
-                (b"content-type", b"application/octet-stream"),
-                (rest_infer.BINARY_HEADER, str(json_length).encode()),
-            ]
-            await _send_body(send, 200, content, headers)
-
-    async def _predict(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        _allow(scope, "POST")
-        arrived = time.monotonic()
-        body = await _read_body(receive, rest_infer.MAX_BODY_BYTES)
-        body = rest_infer.unpacked_body(body, _header(scope, b"content-encoding"))
-        texts, as_list = rest_infer.decode_predict(body)
-        deployment = self._serving.deployment_or_default(name)
-        queue = deployment.choose("")
-        served = _described(queue)
-        inputs = rest_infer.read_texts(served, texts)
-        answer = await self._compute(queue, inputs, receive, arrived, arrived + DEFAULT_TIMEOUT_SECONDS)
-        content = rest_infer.encode_predictions(deployment.name, served, answer, as_list=as_list)
-        await _send_body(send, 200, content, [(b"content-type", b"application/json")])
-
-    async def _refuse(self, failure: Failure, scope: Scope, send: Send, *, is_grpc: bool) -> None:
+    async def _refuse(self, failure: Failure, scope: Scope, send: Send) -> None:
         status = status_of(failure)
         self._metrics.count_refused(status.name, failure.reason)
-        request_id = _header(scope, b"x-request-id")
-        if is_grpc:
-            headers = grpc_infer.error_headers(failure, request_id)
+        if _is_grpc(scope) and not isinstance(failure, MediaTypeWrong | MethodNotAllowed):
+            headers = grpc_infer.error_headers(failure, scope["headers"])
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
-        headers = [(b"content-type", b"application/json")]
+        content = encode_json({"error": failure.message, "reason": failure.reason, "code": status.name})
+        headers = [JSON, (b"content-length", str(len(content)).encode())]
         if isinstance(failure, Overloaded | Unavailable):
             headers.append((b"retry-after", str(max(1, round(failure.retry_after_seconds))).encode()))
-        if request_id:
-            headers.append((b"x-request-id", request_id))
-        content = {"error": failure.message, "reason": failure.reason, "code": status.name}
-        await _send_body(send, status.http, rest_infer.encode_json(content), headers)
+        if isinstance(failure, MethodNotAllowed):
+            headers.append((b"allow", failure.allowed.encode()))
+        headers += [header for header in scope["headers"] if header[0] == b"x-request-id"]
+        await send({"type": "http.response.start", "status": status.http, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    """Return the whole body. Raises MessageTooLarge, CallerGone."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise CallerGone
-    body: bytes = message["body"]
-    if not message["more_body"]:
-        if len(body) > limit + 5:
-            raise MessageTooLarge(f"the body has more than {limit} bytes")
-        return body
-    parts, size_bytes = [body], len(body)
-    while message["more_body"]:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise CallerGone
-        parts.append(message["body"])
-        size_bytes += len(message["body"])
-        if size_bytes > limit + 5:
-            raise MessageTooLarge(f"the body has more than {limit} bytes")
-    return b"".join(parts)
+def _is_grpc(scope: Scope) -> bool:
+    """Say whether a request is a gRPC call, by its path or by what it says of itself."""
+    return scope["path"].startswith(grpc_infer.SERVICE_PREFIX) or any(
+        name == b"content-type" and value.startswith(b"application/grpc") for name, value in scope["headers"]
+    )
 
 
-def _described(queue: VersionQueue) -> ServedVersion:
-    """Return what a version takes and gives. Raises VersionNotReady while that is not known."""
-    served = queue.served
-    if not served.inputs:
-        raise VersionNotReady(f"version {served.version} of {queue.deployment} is {served.state}: {served.message}")
-    return served
-
-
-def _metadata(name: str, versions: Sequence[str], served: ServedVersion) -> dict[str, Any]:
-    inputs = [_tensor(tensor.name, tensor.datatype, tensor.shape) for tensor in served.inputs]
-    if served.text_input:
-        inputs.append(_tensor(served.text_input, "BYTES", (-1,)))
-    return {
-        "name": name,
-        "versions": list(versions),
-        "platform": f"{served.engine}_{served.precision}",
-        "inputs": inputs,
-        "outputs": [_tensor(tensor.name, tensor.datatype, tensor.shape) for tensor in served.outputs],
-    }
-
-
-def _tensor(name: str, datatype: str, shape: Sequence[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": list(shape)}
-
-
-def _allow(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
-        raise MethodNotAllowed(f"{scope['path'][:200]} takes {method}, not {scope['method'][:20]}")
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    """Return a header, empty when it is not there."""
-    return next((value for key, value in scope["headers"] if key == name), b"")
-
-
-async def _send_json(send: Send, content: dict[str, Any]) -> None:
-    await _send_body(send, 200, rest_infer.encode_json(content), [(b"content-type", b"application/json")])
-
-
-async def _send_body(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _check_grpc(scope: Scope) -> None:
+    """Raises MediaTypeWrong, MethodNotAllowed."""
+    grpc_infer.check_content_type(scope["headers"])
+    if scope["method"] != "POST":
+        raise MethodNotAllowed("gRPC methods take POST", allowed="POST")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,34 @@ def path_guard_config() -> dict[str, Any]:
             },
         },
     }
+
+
+def connection_limits() -> dict[str, Any]:
+    """Return what bounds slow and silent callers, as fields of Envoy's HTTP connection manager."""
+    return {
+        "request_headers_timeout": "10s",
+        "stream_idle_timeout": "300s",
+        # An answer that nobody reads.
+        "stream_flush_timeout": "60s",
+        "common_http_protocol_options": {"idle_timeout": "3600s", "max_headers_count": 100},
+        "max_request_headers_kb": 60,
+        "http2_protocol_options": {
+            "max_concurrent_streams": 1000,
+            # A caller that is no more, and whose network did not say so.
+            "connection_keepalive": {"interval": "60s", "timeout": "20s"},
+        },
+    }
+
+
+def tcp_keepalive() -> list[dict[str, Any]]:
+    """Return the listener's socket options that find dead HTTP/1 connections within two minutes."""
+    options = (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    )
+    return [{"level": level, "name": name, "int_value": value} for level, name, value in options]
 
 
 def envoy_environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ A test holds the two together.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -21,6 +22,9 @@ from maas_runtime.failures import (
     Overloaded,
     Unavailable,
 )
+
+MAX_MESSAGE_LETTERS: Final = 1000
+"""How much of a failure's message callers over gRPC get: it stands in headers, which clients bound."""
 
 
 class ServedModelNotFound(NotFound):
@@ -42,9 +46,13 @@ class PathNotFound(NotFound):
 
 
 class MethodNotAllowed(InvalidInput):
-    """The path takes another HTTP method."""
+    """The path takes other HTTP methods, which `allowed` names as the header Allow does."""
 
     reason = "METHOD_NOT_ALLOWED"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class ModelNotNamed(InvalidInput):
@@ -57,6 +65,24 @@ class FrameInvalid(InvalidInput):
     """The body is not one gRPC message, or the message is no ModelInferRequest."""
 
     reason = "FRAME_INVALID"
+
+
+class MediaTypeWrong(InvalidInput):
+    """A gRPC path was sent something that is not application/grpc."""
+
+    reason = "MEDIA_TYPE_WRONG"
+
+
+class ParameterInvalid(InvalidInput):
+    """A parameter that has a meaning has a wrong type or value."""
+
+    reason = "PARAMETER_INVALID"
+
+
+class TimeoutHeaderInvalid(InvalidInput):
+    """The header that says how long a request may take is no number."""
+
+    reason = "TIMEOUT_HEADER_INVALID"
 
 
 class JsonInvalid(InvalidInput):
@@ -143,6 +169,12 @@ class OutputUnknown(InvalidInput):
     reason = "OUTPUT_UNKNOWN"
 
 
+class OutputTwice(InvalidInput):
+    """An output is asked for twice."""
+
+    reason = "OUTPUT_TWICE"
+
+
 class TooManyRows(InvalidInput):
     """A request has more rows than one request may have."""
 
@@ -159,6 +191,12 @@ class MessageTooLarge(Overloaded):
     """The message is larger than the bound."""
 
     reason = "MESSAGE_TOO_LARGE"
+
+
+class BodiesTooLarge(Overloaded):
+    """All bodies that are being received take as much memory as they may."""
+
+    reason = "BODIES_TOO_LARGE"
 
 
 class QueueFull(Overloaded):
@@ -185,6 +223,18 @@ class VersionNotReady(Unavailable):
     reason = "VERSION_NOT_READY"
 
 
+class NoRoomToLoad(Unavailable):
+    """The version is loaded on demand, and there is no memory for it now."""
+
+    reason = "NO_ROOM_TO_LOAD"
+
+
+class ModelUnloaded(Unavailable):
+    """Somebody unloaded the deployment; it answers when it is loaded again."""
+
+    reason = "MODEL_UNLOADED"
+
+
 class WorkerLost(Unavailable):
     """The engine worker ended while the request was with it, or none came back in time."""
 
@@ -209,10 +259,25 @@ class EncodingUnsupported(Failure):
     reason = "ENCODING_UNSUPPORTED"
 
 
+class MethodNotImplemented(Failure):
+    """The protocol has the method, or has not, and this server does not offer it."""
+
+    reason = "METHOD_NOT_IMPLEMENTED"
+
+
+class CompressedFlagWrong(Failure):
+    """A message says that it is compressed, and no header says how. gRPC wants INTERNAL for it."""
+
+    reason = "COMPRESSED_FLAG_WRONG"
+
+
 class InternalError(Failure):
     """A bug; the caller learns the request's id only."""
 
     reason = "INTERNAL"
+
+
+_MAX_VIOLATIONS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +292,7 @@ class Status:
 STATUS_OF_KIND: dict[type[Failure], Status] = {
     # Exceptions to their kind's row.
     MethodNotAllowed: Status(3, "INVALID_ARGUMENT", 405),
+    MediaTypeWrong: Status(3, "INVALID_ARGUMENT", 415),
     MessageTooLarge: Status(8, "RESOURCE_EXHAUSTED", 413),
     # The kinds.
     InvalidInput: Status(3, "INVALID_ARGUMENT", 400),
@@ -239,7 +305,9 @@ STATUS_OF_KIND: dict[type[Failure], Status] = {
     Unavailable: Status(14, "UNAVAILABLE", 503),
     # What only the data path has.
     DeadlineExpired: Status(4, "DEADLINE_EXCEEDED", 504),
-    EncodingUnsupported: Status(12, "UNIMPLEMENTED", 501),
+    EncodingUnsupported: Status(12, "UNIMPLEMENTED", 415),
+    MethodNotImplemented: Status(12, "UNIMPLEMENTED", 501),
+    CompressedFlagWrong: Status(13, "INTERNAL", 400),
     InternalError: Status(13, "INTERNAL", 500),
 }
 
@@ -251,7 +319,7 @@ def status_of(failure: Failure) -> Status:
 
 def rpc_status(failure: Failure) -> status_pb2.Status:
     """Return a failure as the google.rpc.Status that goes into `grpc-status-details-bin`."""
-    status = status_pb2.Status(code=status_of(failure).code, message=failure.message)
+    status = status_pb2.Status(code=status_of(failure).code, message=failure.message[:MAX_MESSAGE_LETTERS])
     status.details.add().Pack(
         error_details_pb2.ErrorInfo(reason=failure.reason, domain=ERROR_DOMAIN, metadata=failure.metadata)
     )
@@ -260,13 +328,15 @@ def rpc_status(failure: Failure) -> status_pb2.Status:
             status.details.add().Pack(
                 error_details_pb2.BadRequest(
                     field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                        for v in violations
+                        error_details_pb2.BadRequest.FieldViolation(
+                            field=v.field[:MAX_MESSAGE_LETTERS], description=v.description[:MAX_MESSAGE_LETTERS]
+                        )
+                        for v in violations[:_MAX_VIOLATIONS]
                     ]
                 )
             )
         case NotFound(name=name):
-            status.details.add().Pack(error_details_pb2.ResourceInfo(resource_name=name, description=failure.message))
+            status.details.add().Pack(error_details_pb2.ResourceInfo(resource_name=name))
         case Overloaded(retry_after_seconds=seconds) | Unavailable(retry_after_seconds=seconds):
             delay = duration_pb2.Duration()
             delay.FromMilliseconds(int(seconds * 1000))

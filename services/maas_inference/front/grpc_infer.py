@@ -1,7 +1,9 @@
-"""ModelInfer over gRPC: frames, messages and trailers."""
+"""Inference over gRPC as bytes: headers, frames, messages and trailers."""
 
 import base64
+import gzip
 import zlib
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
@@ -9,26 +11,33 @@ from google.protobuf.message import DecodeError
 
 from maas.oip.v2.grpc_service_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from maas_inference.datatypes import BYTES, join_elements, pack, split_elements, unpack
+from maas_inference.front.bodies import MAX_BODY_BYTES, too_large
 from maas_inference.front.failures import (
+    MAX_MESSAGE_LETTERS,
+    CompressedFlagWrong,
     ContentsWrong,
     EncodingUnsupported,
     FrameInvalid,
-    MessageTooLarge,
+    MediaTypeWrong,
     rpc_status,
     status_of,
 )
-from maas_inference.front.inputs import CheckedInputs, SentTensor, check_outputs, check_tensors
-from maas_inference.front.question import Answer
+from maas_inference.front.inputs import CheckedInputs, SentTensor, check_tensors
+from maas_inference.front.options import grpc_parameters
+from maas_inference.front.question import Answer, Group
+from maas_inference.front.wanted import ALL_OUTPUTS, Wanted, check_wanted, classified
 from maas_inference.table import ServedVersion
 from maas_runtime.failures import Failure, FieldViolation
 
-METHOD_PATH: Final = "/inference.GRPCInferenceService/ModelInfer"
-MAX_MESSAGE_BYTES: Final = 64 << 20
-"""Bytes of a message, uncompressed."""
+SERVICE_PREFIX: Final = "/inference.GRPCInferenceService/"
+METHOD_PATH: Final = f"{SERVICE_PREFIX}ModelInfer"
+STREAM_PATH: Final = f"{SERVICE_PREFIX}ModelStreamInfer"
 MAX_TIMEOUT_SECONDS: Final = 3600.0
+CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 
-Wanted: TypeAlias = tuple[int, ...]
-"""Indices of the outputs that were asked for, in that order; empty for all."""
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+_Seen: TypeAlias = tuple[ServedVersion, Group, int, tuple[int, ...], int]
+"""A version, and of inputs that fit it: their group, their rows, and where the group's tensors stand among them."""
 
 _CONTENTS_FIELDS: Final = {
     "BOOL": "bool_contents",
@@ -48,13 +57,27 @@ _TIMEOUT_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 
 _RAW_OUTPUT_TAG: Final = b"\x32"  # field 6 (raw_output_contents), length-delimited
 _ID_TAG: Final = b"\x1a"  # field 3 (id), length-delimited
 
+_COMPRESS_BYTES: Final = 1024
+"""Answers that are larger are compressed, for callers who compress."""
+_COMPRESS_LEVEL: Final = 1
+
 OK_START: Final[dict[str, Any]] = {
     "type": "http.response.start",
     "status": 200,
-    "headers": [(b"content-type", b"application/grpc")],
+    "headers": [CONTENT_TYPE],
     "trailers": True,
 }
+COMPRESSED_START: Final[dict[str, Any]] = {**OK_START, "headers": [CONTENT_TYPE, (b"grpc-encoding", b"gzip")]}
 OK_TRAILERS: Final[dict[str, Any]] = {"type": "http.response.trailers", "headers": [(b"grpc-status", b"0")]}
+
+
+def check_content_type(headers: Headers) -> None:
+    """Refuse a request that says it is no gRPC; what it says of the messages' format is not looked at.
+
+    Raises MediaTypeWrong.
+    """
+    if not any(name == b"content-type" and value.lower().startswith(b"application/grpc") for name, value in headers):
+        raise MediaTypeWrong("the path is a gRPC method: send the content-type application/grpc")
 
 
 def parse_timeout(value: bytes) -> float:
@@ -67,41 +90,94 @@ def parse_timeout(value: bytes) -> float:
 
 
 def decode_request(body: bytes, encoding: bytes) -> ModelInferRequest:
-    """Return the one message of a body. Raises FrameInvalid, MessageTooLarge, EncodingUnsupported."""
+    """Return the one message of a body.
+
+    Raises FrameInvalid, MessageTooLarge, EncodingUnsupported, CompressedFlagWrong.
+    """
     if len(body) < 5:
         raise FrameInvalid("the body ends before the gRPC message begins")
     if int.from_bytes(body[1:5], "big") != len(body) - 5:
         raise FrameInvalid("the body is not one whole gRPC message")
     message: bytes | memoryview = memoryview(body)[5:]
     if body[0]:
-        message = _decompress(message, encoding)
+        message = decompressed_message(body[0], message, encoding)
+    return parse_request(message)
+
+
+def parse_request(message: bytes | memoryview) -> ModelInferRequest:
+    """Return the request that a message is. Raises FrameInvalid."""
     try:
         return ModelInferRequest.FromString(message)  # type: ignore[arg-type]  # takes any buffer
     except DecodeError as error:
         raise FrameInvalid("the message is no inference.ModelInferRequest") from error
 
 
+def decompressed_message(flag: int, message: bytes | memoryview, encoding: bytes) -> bytes:
+    """Return a message whose frame has a flag that is not 0.
+
+    Raises FrameInvalid, MessageTooLarge, EncodingUnsupported, CompressedFlagWrong.
+    """
+    if flag != 1:
+        raise FrameInvalid(f"a frame begins with 0 or 1, not {flag}")
+    if encoding in (b"", b"identity"):
+        raise CompressedFlagWrong("a message is marked as compressed, and no grpc-encoding says how")
+    if encoding not in (b"gzip", b"deflate"):
+        raise EncodingUnsupported(f"grpc-encoding {encoding.decode('latin-1')[:40]!r} is not taken; use gzip or none")
+    try:
+        content = decompressed(message, is_gzip=encoding == b"gzip", limit=MAX_BODY_BYTES)
+    except zlib.error as error:
+        raise FrameInvalid(f"the message is not {encoding.decode()}: {error}") from error
+    if content is None:
+        raise too_large()
+    return content
+
+
 def read_wanted(served: ServedVersion, request: ModelInferRequest) -> Wanted:
-    """Return which outputs are wanted. Raises OutputUnknown."""
-    return check_outputs(served, [output.name for output in request.outputs]) if request.outputs else ()
+    """Return which outputs are wanted. Raises OutputUnknown, OutputTwice, ParameterInvalid."""
+    outputs = request.outputs
+    if not outputs:
+        return ALL_OUTPUTS
+    return check_wanted(served, [(output.name, grpc_parameters(output.parameters)) for output in outputs])
 
 
-def read_inputs(served: ServedVersion, request: ModelInferRequest) -> CheckedInputs:
-    """Return the request's tensors, raw or typed. Raises the InvalidInput that says what does not fit."""
-    inputs = request.inputs
-    raws = request.raw_input_contents
-    if raws:
+class InputReader:
+    """Takes the tensors out of requests. Raw tensors of shapes that were seen before are not looked at again."""
+
+    _MAX_SHAPES = 1024
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[object, ...], _Seen] = {}
+
+    def read(self, served: ServedVersion, request: ModelInferRequest) -> CheckedInputs:
+        """Return a request's tensors, raw or typed. Raises the InvalidInput that says what does not fit."""
+        raws = request.raw_input_contents
+        if not raws:
+            return check_tensors(served, _typed_tensors(request))
+        inputs = request.inputs
         if len(raws) != len(inputs):
-            raise ContentsWrong(f"{len(raws)} raw_input_contents for {len(inputs)} inputs")
+            raise ContentsWrong(f"{len(raws)} raw_input_contents for {len(inputs)} inputs{_hint(inputs)}")
+        sizes_and_shapes: list[object] = []
+        for tensor, raw in zip(inputs, raws, strict=True):
+            if tensor.HasField("contents") and tensor.contents.ListFields():
+                raise ContentsWrong(f"{tensor.name[:80]} has contents and raw_input_contents; send one of them")
+            sizes_and_shapes += (tensor.name, tensor.datatype, len(raw), *tensor.shape)
+        key = (id(served), *sizes_and_shapes)
+        seen = self._seen.get(key)
+        if seen is not None and seen[0] is served:
+            _, group, rows, order, width = seen
+            return CheckedInputs(group, rows, [raws[index] for index in order], width)
         sent = [
             SentTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw)
             for tensor, raw in zip(inputs, raws, strict=True)
         ]
-    else:
-        sent = [
-            SentTensor(tensor.name, tensor.datatype, tuple(tensor.shape), _typed_to_raw(tensor)) for tensor in inputs
-        ]
-    return check_tensors(served, sent)
+        checked = check_tensors(served, sent)
+        if all(tensor.datatype != BYTES for tensor in sent):
+            if len(self._seen) >= self._MAX_SHAPES:
+                self._seen.clear()
+            names = [tensor.name for tensor in sent]
+            order = tuple([names.index(name) for name, _, _ in checked.group])
+            self._seen[key] = (served, checked.group, checked.rows, order, checked.width)
+        return checked
 
 
 class ResponseEncoder:
@@ -115,9 +191,11 @@ class ResponseEncoder:
     def encode(
         self, deployment: str, served: ServedVersion, request: ModelInferRequest, wanted: Wanted, answer: Answer
     ) -> bytes:
-        """Return the response, with raw or typed contents as the request has them, in its frame."""
-        if not request.raw_input_contents:
-            return frame(_typed_response(deployment, served, request, wanted, answer).SerializeToString())
+        """Return the response's message, with raw or typed contents as the request has them."""
+        if wanted.classes:
+            answer = classified(served, wanted, answer)
+        if not request.raw_input_contents and _has_typed_contents(answer):
+            return _typed_response(deployment, served, request, wanted, answer).SerializeToString()
         key = (deployment, served.version, wanted, answer.shapes)
         head = self._heads.get(key)
         if head is None:
@@ -127,11 +205,30 @@ class ResponseEncoder:
         parts = [head]
         if request.id:
             identifier = request.id.encode()
-            parts += (_ID_TAG, _varint(len(identifier)), identifier)
-        for index in wanted or range(len(answer.raws)):
+            parts += (_ID_TAG, varint(len(identifier)), identifier)
+        for index in wanted.indices or range(len(answer.raws)):
             raw = answer.raws[index]
-            parts += (_RAW_OUTPUT_TAG, _varint(len(raw)), raw)
-        return frame(b"".join(parts))
+            parts += (_RAW_OUTPUT_TAG, varint(len(raw)), raw)
+        return b"".join(parts)
+
+
+def takes_gzip(headers: Headers) -> bool:
+    """Say whether a caller can read messages that are compressed with gzip."""
+    return any(
+        name == b"grpc-accept-encoding" and b"gzip" in [word.strip() for word in value.split(b",")]
+        for name, value in headers
+    )
+
+
+def is_worth_compressing(message: bytes) -> bool:
+    """Say whether compressing a message can save anything."""
+    return len(message) > _COMPRESS_BYTES
+
+
+def compressed_frame(message: bytes) -> bytes:
+    """Return a message in its frame, compressed."""
+    content = gzip.compress(message, _COMPRESS_LEVEL)
+    return b"\1" + len(content).to_bytes(4, "big") + content
 
 
 def frame(message: bytes) -> bytes:
@@ -139,20 +236,27 @@ def frame(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
-def error_headers(failure: Failure, request_id: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a trailers-only answer."""
-    status = status_of(failure)
+def error_headers(failure: Failure, request_headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer that has no message."""
+    return [CONTENT_TYPE, *_status_headers(failure, request_headers)]
+
+
+def error_trailers(failure: Failure, request_headers: Headers) -> dict[str, Any]:
+    """Return the end of an answer that has begun well."""
+    return {"type": "http.response.trailers", "headers": _status_headers(failure, request_headers)}
+
+
+def _status_headers(failure: Failure, request_headers: Headers) -> list[tuple[bytes, bytes]]:
     details = base64.b64encode(rpc_status(failure).SerializeToString()).rstrip(b"=")
+    message = quote(failure.message[:MAX_MESSAGE_LETTERS], safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
     headers = [
-        (b"content-type", b"application/grpc"),
-        (b"grpc-status", str(status.code).encode()),
-        (b"grpc-message", quote(failure.message, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~").encode()),
+        (b"grpc-status", str(status_of(failure).code).encode()),
+        (b"grpc-message", message.encode()),
         (b"grpc-status-details-bin", details),
     ]
     if isinstance(failure, EncodingUnsupported):
-        headers.append((b"grpc-accept-encoding", b"identity,gzip,deflate"))
-    if request_id:
-        headers.append((b"x-request-id", request_id))
+        headers.append((b"grpc-accept-encoding", b"identity,deflate,gzip"))
+    headers += [header for header in request_headers if header[0] == b"x-request-id"]
     return headers
 
 
@@ -167,16 +271,17 @@ def decompressed(data: bytes | memoryview, *, is_gzip: bool, limit: int) -> byte
     return content
 
 
-def _decompress(message: bytes | memoryview, encoding: bytes) -> bytes:
-    if encoding not in (b"gzip", b"deflate"):
-        raise EncodingUnsupported(f"grpc-encoding {encoding.decode('latin-1')[:40]!r} is not taken; use gzip or none")
-    try:
-        content = decompressed(message, is_gzip=encoding == b"gzip", limit=MAX_MESSAGE_BYTES)
-    except zlib.error as error:
-        raise FrameInvalid(f"the message is not {encoding.decode()}: {error}") from error
-    if content is None:
-        raise MessageTooLarge(f"the message has more than {MAX_MESSAGE_BYTES} bytes")
-    return content
+def _hint(inputs: Sequence[ModelInferRequest.InferInputTensor]) -> str:
+    if any("shared_memory_region" in tensor.parameters for tensor in inputs):
+        return "; shared memory is not offered, send tensors in the request"
+    return ""
+
+
+def _typed_tensors(request: ModelInferRequest) -> list[SentTensor]:
+    return [
+        SentTensor(tensor.name, tensor.datatype, tuple(tensor.shape), _typed_to_raw(tensor))
+        for tensor in request.inputs
+    ]
 
 
 def _typed_to_raw(tensor: ModelInferRequest.InferInputTensor) -> bytes:
@@ -187,6 +292,12 @@ def _typed_to_raw(tensor: ModelInferRequest.InferInputTensor) -> bytes:
             "send raw_input_contents",
             violations=(FieldViolation("inputs", "no typed contents for the datatype"),),
         )
+    for other, _ in tensor.contents.ListFields():
+        if other.name != field:
+            raise ContentsWrong(
+                f"{tensor.name[:80]} is {tensor.datatype} and has {other.name}; its elements belong into {field}",
+                violations=(FieldViolation("inputs.contents", f"{other.name} is not for {tensor.datatype}"),),
+            )
     values = getattr(tensor.contents, field)
     if tensor.datatype == BYTES:
         return join_elements(values)
@@ -196,17 +307,21 @@ def _typed_to_raw(tensor: ModelInferRequest.InferInputTensor) -> bytes:
         raise ContentsWrong(f"{tensor.name[:80]}: {error}") from error
 
 
+def _has_typed_contents(answer: Answer) -> bool:
+    """Say whether all outputs can be typed: 16-bit floats have no field, and either all outputs are raw or none is."""
+    return all(tensor.datatype in _CONTENTS_FIELDS for tensor in answer.tensors)
+
+
 def _raw_to_typed(datatype: str, raw: bytes, contents: InferTensorContents) -> None:
     if datatype == BYTES:
         contents.bytes_contents.extend(split_elements(raw))
-        return
-    field = _CONTENTS_FIELDS.get(datatype, "fp32_contents")  # FP16 has no field of its own
-    getattr(contents, field).extend(unpack(datatype, raw))
+    else:
+        getattr(contents, _CONTENTS_FIELDS[datatype]).extend(unpack(datatype, raw))
 
 
 def _response(deployment: str, served: ServedVersion, wanted: Wanted, answer: Answer) -> ModelInferResponse:
     response = ModelInferResponse(model_name=deployment, model_version=served.version)
-    for index in wanted or range(len(answer.tensors)):
+    for index in wanted.indices or range(len(answer.tensors)):
         tensor = answer.tensors[index]
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=answer.shapes[index])
     return response
@@ -217,12 +332,13 @@ def _typed_response(
 ) -> ModelInferResponse:
     response = _response(deployment, served, wanted, answer)
     response.id = request.id
-    for tensor, index in zip(response.outputs, wanted or range(len(answer.raws)), strict=True):
+    for tensor, index in zip(response.outputs, wanted.indices or range(len(answer.raws)), strict=True):
         _raw_to_typed(tensor.datatype, answer.raws[index], tensor.contents)
     return response
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Return a number as Protobuf has it before what is length-delimited."""
     if number < 128:
         return number.to_bytes(1, "little")
     out = bytearray()

@@ -8,6 +8,7 @@ from maas_inference.datatypes import BYTES, ELEMENT_SIZES, join_elements, split_
 from maas_inference.front.failures import (
     ContentsWrong,
     DatatypeWrong,
+    OutputTwice,
     OutputUnknown,
     ShapeWrong,
     TensorMissing,
@@ -24,6 +25,8 @@ from maas_runtime.failures import FieldViolation
 
 MAX_ROWS = 1024
 """Rows of one request."""
+MAX_BYTES_ELEMENTS = 1 << 18
+"""Elements of one BYTES tensor, which are looked at one by one."""
 MAX_TEXT_BYTES = 1 << 20
 """Bytes of one text. The tokenizer keeps a text's beginning only, as many words as the model was trained with."""
 
@@ -43,6 +46,8 @@ class CheckedInputs(NamedTuple):
     group: Group
     rows: int
     parts: list[bytes | memoryview]
+    width: int = 0
+    """The length that the group leaves open; 0 when it leaves none."""
 
 
 def check_tensors(served: ServedVersion, sent: Sequence[SentTensor]) -> CheckedInputs:
@@ -57,32 +62,38 @@ def check_tensors(served: ServedVersion, sent: Sequence[SentTensor]) -> CheckedI
     rows = ordered[0].shape[0] if ordered[0].shape else 0
     group = []
     parts: list[bytes | memoryview] = []
+    width = 0
     for spec, tensor in zip(specs, ordered, strict=True):
         _check_tensor(spec, tensor)
         if tensor.shape[0] != rows and served.joins_rows:
             raise _shape_wrong(spec, f"{spec.name} has {tensor.shape[0]} rows, another input {rows}")
-        group.append((spec.name, spec.datatype, tensor.shape[1:]))
+        row_shape = tensor.shape[1:]
+        if spec.name == served.padded_input and served.pads_rows:
+            width, row_shape = row_shape[0], (-1,)
+        group.append((spec.name, spec.datatype, row_shape))
         parts.append(tensor.raw)
     _check_rows(rows)
-    return CheckedInputs(tuple(group), rows, parts)
+    return CheckedInputs(tuple(group), rows, parts, width)
 
 
 def check_texts(served: ServedVersion, texts: Sequence[str]) -> CheckedInputs:
     """Return texts as the version's BYTES input. Raises the InvalidInput that says what does not fit."""
     if not served.text_input:
         raise TextNotTaken(f"this model takes tensors, not text: {_spell(served.inputs)}; use /v2/models/NAME/infer")
+    _check_rows(len(texts))
     try:
         elements = [text.encode() for text in texts]
     except UnicodeEncodeError as error:
         raise TextNotUtf8("a text has characters that are not Unicode (lone surrogates)") from error
     _check_elements(served.text_input, elements)
-    _check_rows(len(elements))
     return CheckedInputs(((served.text_input, BYTES, ()),), len(elements), [join_elements(elements)])
 
 
 def check_outputs(served: ServedVersion, names: Sequence[str]) -> tuple[int, ...]:
-    """Return the indices of the requested outputs, in the order asked for. Raises OutputUnknown."""
+    """Return the indices of the requested outputs, in the order asked for. Raises OutputUnknown, OutputTwice."""
     known = {tensor.name: index for index, tensor in enumerate(served.outputs)}
+    if len(set(names)) != len(names):
+        raise OutputTwice("an output is asked for twice", violations=(FieldViolation("outputs", "one is there twice"),))
     for name in names:
         if name not in known:
             raise OutputUnknown(
@@ -101,7 +112,7 @@ def _check_text_tensor(served: ServedVersion, tensor: SentTensor) -> CheckedInpu
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or shape[0] < 1:
         raise _shape_wrong(spec, f"{spec.name} has shape {list(shape)[:8]}, the model takes [-1] or [-1, 1]")
     _check_rows(shape[0])
-    elements = _elements(spec.name, tensor.raw)
+    elements = _elements(spec.name, tensor.raw, shape[0])
     if len(elements) != shape[0]:
         raise _contents_wrong(spec.name, f"{len(elements)} elements for shape {list(shape)}")
     for element in elements:
@@ -146,7 +157,10 @@ def _check_tensor(spec: Tensor, tensor: SentTensor) -> None:
     if not fits or not shape:
         raise _shape_wrong(spec, f"{spec.name} has shape {list(shape)[:8]}, the model takes {list(spec.shape)}")
     if spec.datatype == BYTES:
-        if (count := len(_elements(spec.name, tensor.raw))) != prod(shape):
+        wanted = prod(shape)
+        if wanted > MAX_BYTES_ELEMENTS:
+            raise _shape_wrong(spec, f"{spec.name} has {wanted} elements, the bound of BYTES is {MAX_BYTES_ELEMENTS}")
+        if (count := len(_elements(spec.name, tensor.raw, wanted))) != wanted:
             raise _contents_wrong(spec.name, f"{count} elements for shape {list(shape)}")
     elif (size_bytes := prod(shape) * ELEMENT_SIZES[spec.datatype]) != len(tensor.raw):
         raise _contents_wrong(
@@ -154,9 +168,9 @@ def _check_tensor(spec: Tensor, tensor: SentTensor) -> None:
         )
 
 
-def _elements(name: str, raw: bytes | memoryview) -> list[bytes]:
+def _elements(name: str, raw: bytes | memoryview, at_most: int) -> list[bytes]:
     try:
-        return split_elements(raw)
+        return split_elements(raw, at_most)
     except ValueError as error:
         raise _contents_wrong(name, str(error)) from error
 

@@ -12,7 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from maas_inference.front.metrics import exposition
-from maas_inference.table import FrontReport, ModelTable
+from maas_inference.table import FrontReport, ModelTable, VersionUse
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,14 @@ _encode_report = msgspec.json.Encoder().encode
 class TableUser(Protocol):
     """Serves what a table says."""
 
+    news: asyncio.Event
+    """Set when the manager has to hear at once how versions are used."""
+
     def apply(self, table: ModelTable) -> None:
         """Serve another table from now on."""
+
+    def uses(self) -> tuple[VersionUse, ...]:
+        """Return how each version is used now."""
 
 
 async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> None:
@@ -53,14 +59,19 @@ async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> 
 async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: TableUser, registry: CollectorRegistry
 ) -> None:
-    """Apply each table at once and acknowledge it; report once a second. Returns when the manager hangs up."""
+    """Apply each table at once and acknowledge it; report when there is news, and all once a second.
+
+    Returns when the manager hangs up.
+    """
     revision = 0
     line = asyncio.ensure_future(reader.readline())
+    news = asyncio.ensure_future(user.news.wait())
     next_report = time.monotonic()
     try:
         while True:
-            done, _ = await asyncio.wait({line}, timeout=max(0.0, next_report - time.monotonic()))
-            if done:
+            timeout = max(0.0, next_report - time.monotonic())
+            done, _ = await asyncio.wait({line, news}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if line in done:
                 received = line.result()
                 if not received.endswith(b"\n"):
                     return
@@ -68,9 +79,15 @@ async def _exchange(
                 user.apply(table)
                 revision = table.revision
                 line = asyncio.ensure_future(reader.readline())
-            else:
+            if news in done:
+                user.news.clear()
+                news = asyncio.ensure_future(user.news.wait())
+            metrics = None
+            if time.monotonic() >= next_report:
                 next_report = time.monotonic() + REPORT_SECONDS
-            writer.write(_encode_report(FrontReport(revision, exposition(registry))) + b"\n")
+                metrics = exposition(registry)
+            writer.write(_encode_report(FrontReport(revision, user.uses(), metrics)) + b"\n")
             await writer.drain()
     finally:
         line.cancel()
+        news.cancel()

@@ -10,6 +10,9 @@ from maas_inference.wire import TensorHeader
 Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
 """ASGI's receive."""
 
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+"""ASGI's send. Raises OSError once the caller has hung up."""
+
 Group: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, datatype and shape of one row, for each input. Questions of one group can share a batch; -1 stands for a length
 that may differ from question to question, because shorter rows can be padded."""

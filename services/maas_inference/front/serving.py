@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from maas_inference.front.failures import (
@@ -16,7 +17,7 @@ from maas_inference.front.failures import (
 from maas_inference.front.metrics import FrontMetrics
 from maas_inference.front.version_queue import VersionQueue, drop_if_gone
 from maas_inference.front.worker_link import WorkerLink
-from maas_inference.table import ModelTable, ServedDeployment
+from maas_inference.table import ModelTable, ServedDeployment, VersionUse
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ class Deployment:
         """Return the version that stands for the deployment when nobody names one: the largest weight's."""
         if not self.queues:
             raise VersionNotReady(f"{self.name} has no version yet")
-        return max(self.queues.values(), key=lambda queue: (queue.is_connected, queue.served.weight))
+        return max(self.queues.values(), key=lambda queue: (_can_answer(queue), queue.served.weight))
 
     def _by_weight(self) -> VersionQueue:
         """Smooth weighted round robin: in any window the shares are the weights' as exactly as whole requests allow."""
         able = [queue for queue in self.queues.values() if queue.served.weight > 0]
-        able = [queue for queue in able if queue.is_connected] or able
+        able = [queue for queue in able if _can_answer(queue)] or able
         if not able:
             raise VersionNotReady(f"{self.name} has no version with a weight that is ready")
         credit = self._credits
@@ -82,6 +83,10 @@ class Serving:
         self._queues: dict[tuple[str, str], VersionQueue] = {}
         self._connections: dict[tuple[str, str], _Connection] = {}
         self._leaving: list[_Connection] = []
+        self._uses: dict[tuple[str, str], _Use] = {}
+        self._waiting_for_worker: frozenset[tuple[str, str]] = frozenset()
+        self.news = asyncio.Event()
+        """Set when the manager has to hear at once how versions are used."""
         self.table = ModelTable()
         self.deployments: dict[str, Deployment] = {}
 
@@ -107,15 +112,13 @@ class Serving:
             deployments[served.deployment] = Deployment(served, queues)
         for key in set(self._queues) - kept:
             del self._queues[key]
+            self._uses.pop(key, None)
             leaving = self._connections.pop(key)
             leaving.retire()
             self._leaving.append(leaving)
         self.table = table
         self.deployments = deployments
-        logger.info(
-            "table applied",
-            extra={"revision": table.revision, "versions": [f"{name}/{number}" for name, number in sorted(kept)]},
-        )
+        logger.debug("table applied", extra={"revision": table.revision, "versions": len(kept)})
 
     def deployment(self, name: str) -> Deployment:
         """Return a deployment. Raises ServedModelNotFound."""
@@ -141,8 +144,27 @@ class Serving:
     def is_ready(self) -> bool:
         """Whether a table is there and each deployment has a warm version."""
         return self.table.revision > 0 and all(
-            any(queue.is_connected for queue in deployment.queues.values()) for deployment in self.deployments.values()
+            any(_can_answer(queue) for queue in deployment.queues.values()) for deployment in self.deployments.values()
         )
+
+    def uses(self) -> tuple[VersionUse, ...]:
+        """Return how each version is used now; to be asked every second or so."""
+        now = time.monotonic()
+        uses = []
+        for key, queue in self._queues.items():
+            use = self._uses.setdefault(key, _Use(now))
+            answered = sum(queue.metrics.statuses.values())
+            if not queue.is_idle or answered != use.answered:
+                use.last, use.answered = now, answered
+            uses.append(
+                VersionUse(
+                    *key,
+                    idle_seconds=now - use.last,
+                    in_flight_seconds=queue.oldest_in_flight_seconds(now),
+                    waits_for_worker=_waits_for_worker(queue),
+                )
+            )
+        return tuple(uses)
 
     async def sweep(self) -> None:
         """Again and again answer those whose time is over and drop those who hung up, until cancelled."""
@@ -154,6 +176,10 @@ class Serving:
             for connection in (*self._connections.values(), *self._leaving):
                 connection.queue.expire(now)
                 probes += list(connection.queue.to_probe(now))
+            waiting = frozenset(key for key, queue in self._queues.items() if _waits_for_worker(queue))
+            if waiting - self._waiting_for_worker:
+                self.news.set()
+            self._waiting_for_worker = waiting
             for question in probes[:_PROBES_PER_SWEEP]:
                 await drop_if_gone(question)
 
@@ -170,6 +196,23 @@ class Serving:
     def _known_names(self) -> str:
         names = sorted(self.deployments)
         return f"there are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else "there are none"
+
+
+@dataclass(slots=True)
+class _Use:
+    """When a version was last seen in use, and how many it had answered then."""
+
+    last: float
+    answered: int = 0
+
+
+def _can_answer(queue: VersionQueue) -> bool:
+    """Say whether a request would be answered soon: there is a worker, or one comes when it is asked for."""
+    return queue.is_connected or queue.served.comes_when_asked
+
+
+def _waits_for_worker(queue: VersionQueue) -> bool:
+    return queue.served.comes_when_asked and queue.has_waiting
 
 
 class _Connection:
@@ -205,6 +248,7 @@ class _Connection:
                 await self._first_of(link.lost.wait(), self._changed.wait())
                 if self._retired:
                     await self._first_of(link.lost.wait(), self.queue.until_idle())
+                await self._first_of(link.lost.wait(), self.queue.leave())
                 link.close()
                 await link.lost.wait()
 

@@ -12,6 +12,8 @@ from maas_inference.front.failures import (
     ComputeFailed,
     DeadlineExpired,
     InputRefused,
+    ModelUnloaded,
+    NoRoomToLoad,
     QueueTooLong,
     VersionNotReady,
     WorkerLost,
@@ -57,8 +59,6 @@ class VersionQueue:
     ) -> None:
         self.deployment = deployment
         self.metrics = metrics
-        self.last_asked = time.monotonic()
-        """When the newest request came."""
         self._waiting = Waiting(MAX_WAITING_ROWS)
         self._retried: set[Question] = set()
         self._in_flight: dict[int, _InFlight] = {}
@@ -66,6 +66,9 @@ class VersionQueue:
         self._pace = Pace()
         self._next_batch = 0
         self._link: BatchSender | None = None
+        self._left: BatchSender | None = None
+        """A worker that is sent nothing more, and still answers what it has."""
+        self._left_answered = asyncio.Event()
         self._link_gone_since = time.monotonic()
         self._pump_scheduled = False
         self._delay_timer: asyncio.TimerHandle | None = None
@@ -87,11 +90,24 @@ class VersionQueue:
         """Whether nothing waits and nothing is with the worker."""
         return not self._waiting.rows and not self._in_flight
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request waits for its batch."""
+        return self._waiting.rows > 0
+
     async def until_idle(self) -> None:
         """Wait until nothing waits and nothing is with the worker."""
         self._became_idle = asyncio.Event()
         if not self.is_idle:
             await self._became_idle.wait()
+
+    async def leave(self) -> None:
+        """Send nothing more to the worker, and return when it has answered what it has, or is lost."""
+        self._left, self._link = self._link, None
+        self._link_gone_since = time.monotonic()
+        self._left_answered.clear()
+        if self._in_flight:
+            await self._left_answered.wait()
 
     def serve(self, served: ServedVersion, settings: ServingSettings) -> None:
         """Go on with what a new table says of the version and of its deployment's settings."""
@@ -99,6 +115,10 @@ class VersionQueue:
             # A manager that was started again does not know yet what the version takes. For callers it is a restart.
             served = replace(self.served, state="restarting", weight=served.weight, socket_path=served.socket_path)
         self._take_up(served, settings)
+        if self._link is None and (refusal := self._refusal()) is not None:
+            for question in self._waiting:
+                self._fail(question, refusal)
+            self._waiting.drop_answered()
         self._schedule_pump()
 
     def _take_up(self, served: ServedVersion, settings: ServingSettings) -> None:
@@ -121,9 +141,8 @@ class VersionQueue:
     def put(self, question: Question) -> None:
         """Let a question wait for its batch, unless its answer is known.
 
-        Raises QueueFull, QueueTooLong, VersionNotReady.
+        Raises QueueFull, QueueTooLong, VersionNotReady, NoRoomToLoad, ModelUnloaded.
         """
-        self.last_asked = question.arrived
         if self._cache is not None:
             question.cache_key = self._cache.key(question.group, question.rows, question.parts)
             known = self._cache.get(question.cache_key)
@@ -132,11 +151,8 @@ class VersionQueue:
                 self.metrics.statuses["OK"] += 1
                 self.metrics.total.observe(time.monotonic() - question.arrived)
                 return
-        if self._link is None and self.served.state not in ("ready", "restarting"):
-            raise VersionNotReady(
-                f"version {self.served.version} of {self.deployment} is {self.served.state}",
-                retry_after_seconds=1.0,
-            )
+        if self._link is None and (refusal := self._refusal()) is not None:
+            raise refusal
         self._waiting.check_room(question)
         self._check_time(question)
         self._waiting.put(question)
@@ -166,9 +182,10 @@ class VersionQueue:
 
     def disconnected(self, link: BatchSender) -> None:
         """The worker is lost: what was with it waits again, once, in front of the others."""
-        if self._link is not link:
+        if link not in (self._link, self._left):
             return
-        self._link = None
+        self._link = self._left = None
+        self._left_answered.set()
         self._link_gone_since = time.monotonic()
         lost, self._in_flight = self._in_flight, {}
         self._in_flight_rows = 0
@@ -199,6 +216,8 @@ class VersionQueue:
         if in_flight.unanswered <= 0:
             del self._in_flight[reply.batch]
             self._lane_answered(in_flight, reply)
+            if not self._in_flight:
+                self._left_answered.set()
             if self._waiting.rows:
                 self._schedule_pump()
             elif self._became_idle is not None and self.is_idle:
@@ -231,6 +250,8 @@ class VersionQueue:
                 self._fail(question, DeadlineExpired("the caller's time was over before there was an answer"))
             elif gave_up and now - question.arrived > MAX_RESTART_WAIT_SECONDS:
                 self._fail(question, WorkerLost(f"no worker came back within {MAX_RESTART_WAIT_SECONDS:.0f} s"))
+        if self._link is None and self._waiting.rows:
+            self._waiting.drop_answered()
 
     def to_probe(self, now: float) -> Iterator[Question]:
         """Yield the waiting questions whose callers should be asked whether they are still there."""
@@ -244,6 +265,22 @@ class VersionQueue:
         for question in self._all_questions():
             if not question.answer.done():
                 self._fail(question, WorkerLost(message))
+
+    def _refusal(self) -> Failure | None:
+        """Return what is said to those who would wait for a worker; None when one comes, or is there."""
+        served = self.served
+        told = f"version {served.version} of {self.deployment} is {served.state}"
+        match served.refusal, served.state:
+            case "", "ready" | "restarting" | "unloaded":
+                return None
+            case "", "loading" if served.inputs:
+                return None  # on demand
+            case NoRoomToLoad.reason, _:
+                return NoRoomToLoad(f"{told}: {served.message}", retry_after_seconds=1.0)
+            case ModelUnloaded.reason, _:
+                return ModelUnloaded(f"{told}: {served.message}", retry_after_seconds=5.0)
+            case _:
+                return VersionNotReady(f"{told}: {served.message}" if served.message else told, retry_after_seconds=1.0)
 
     def _schedule_pump(self) -> None:
         # After the callbacks that are already due, so that requests that arrived together leave together.

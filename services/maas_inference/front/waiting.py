@@ -60,6 +60,14 @@ class Waiting:
         self.rows += question.rows
         self._bytes += question.size_bytes
 
+    def drop_answered(self) -> None:
+        """Forget the questions that were answered; where there is no worker, no batch takes them out."""
+        left = [question for question in self if not question.answer.done()]
+        self._lines.clear()
+        self.rows = self._bytes = 0
+        for question in left:
+            self.put(question)
+
     def oldest_arrival(self) -> float:
         """Return when the question arrived that waits longest. There has to be one."""
         return min([questions[0].arrived for questions in self._lines.values()])

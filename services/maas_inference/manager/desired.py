@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from maas.names import DeploymentName, VersionName
+from maas_inference.table import ServingSettings
 
 _FORMAT = 1
 
@@ -24,17 +25,37 @@ Targets = tuple[WeightedVersion, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Desired:
-    """Deployments with the versions that are wanted, and the token with which a watch goes on from here."""
+class WorkerSettings:
+    """How the workers of a deployment are run, where its owner says so. 0 and an empty text: the manager decides."""
 
-    deployments: Mapping[DeploymentName, Targets] = field(default_factory=dict)
+    on_demand: bool = False
+    engine: str = ""
+    """NAME or NAME:PRECISION."""
+    memory_bytes: int = 0
+    compute_timeout_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WantedDeployment:
+    """The versions that are to answer under a name, and how."""
+
+    targets: Targets
+    serving: ServingSettings = field(default_factory=ServingSettings)
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What is wanted, and the token with which a watch goes on from here."""
+
+    deployments: Mapping[DeploymentName, WantedDeployment] = field(default_factory=dict)
     resume_token: str = ""
 
     def changed(
         self,
         *,
         is_snapshot: bool,
-        deployments: Mapping[DeploymentName, Targets],
+        deployments: Mapping[DeploymentName, WantedDeployment],
         deleted: Iterable[DeploymentName],
         resume_token: str,
     ) -> "Desired":
@@ -46,10 +67,13 @@ class Desired:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the manager takes up again after a restart: the wish, and who answered."""
+    """What the manager takes up again after a restart."""
 
-    desired: Desired
-    answering: Mapping[DeploymentName, Targets]
+    desired: Desired = field(default_factory=Desired)
+    answering: Mapping[DeploymentName, Targets] = field(default_factory=dict)
+    """Who answered."""
+    unloaded: frozenset[DeploymentName] = frozenset()
+    """Whose workers somebody has ended, until they are loaded again or rollout changes them."""
 
 
 class DesiredFile:
@@ -59,20 +83,42 @@ class DesiredFile:
         self._path = path
 
     def load(self) -> Remembered:
-        """Return what was saved; nothing wanted when there is no file or it is of another format."""
+        """Return what was saved; nothing when there is no file or it is of another format."""
         try:
             stored = msgspec.json.decode(self._path.read_bytes(), type=_Stored)
         except (FileNotFoundError, msgspec.DecodeError):
-            return Remembered(Desired(), {})
+            return Remembered()
         if stored.format_version != _FORMAT:
-            return Remembered(Desired(), {})
+            return Remembered()
+        targets = _targets_from(stored.deployments)
         return Remembered(
-            Desired(_targets_from(stored.deployments), stored.resume_token), _targets_from(stored.answering)
+            Desired(
+                {
+                    name: WantedDeployment(
+                        targets[name],
+                        stored.serving.get(str(name), ServingSettings()),
+                        stored.workers.get(str(name), WorkerSettings()),
+                    )
+                    for name in targets
+                },
+                stored.resume_token,
+            ),
+            _targets_from(stored.answering),
+            frozenset(DeploymentName.parse(name) for name in stored.unloaded),
         )
 
-    def save(self, desired: Desired, answering: Mapping[DeploymentName, Targets]) -> None:
+    def save(self, remembered: Remembered) -> None:
         """Replace the file."""
-        stored = _Stored(_FORMAT, desired.resume_token, _targets_to(desired.deployments), _targets_to(answering))
+        deployments = remembered.desired.deployments
+        stored = _Stored(
+            _FORMAT,
+            remembered.desired.resume_token,
+            _targets_to({name: wanted.targets for name, wanted in deployments.items()}),
+            _targets_to(remembered.answering),
+            {str(name): wanted.serving for name, wanted in deployments.items()},
+            {str(name): wanted.workers for name, wanted in deployments.items()},
+            sorted(map(str, remembered.unloaded)),
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_bytes(msgspec.json.encode(stored))
@@ -84,6 +130,10 @@ class _Stored(msgspec.Struct):
     resume_token: str
     deployments: dict[str, list[tuple[str, int]]]
     answering: dict[str, list[tuple[str, int]]]
+    # What the first release did not write.
+    serving: dict[str, ServingSettings] = {}
+    workers: dict[str, WorkerSettings] = {}
+    unloaded: list[str] = []
 
 
 def _targets_to(deployments: Mapping[DeploymentName, Targets]) -> dict[str, list[tuple[str, int]]]:

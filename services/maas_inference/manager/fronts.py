@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from maas_inference.table import FrontReport, ModelTable
+from maas.names import DeploymentName, VersionName
+from maas_inference.table import FrontReport, ModelTable, VersionUse
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class _Front:
     def __init__(self, number: int) -> None:
         self.number = number
         self.report = FrontReport(0)
+        self.uses: dict[tuple[str, str], VersionUse] = {}
+        self.metrics = ""
         self.table_changed = asyncio.Event()
 
 
@@ -39,6 +43,8 @@ class Fronts(Collector):
         self._table = ModelTable()
         self._fronts: set[_Front] = set()
         self._reported = asyncio.Event()
+        self.on_report: Callable[[], None] = lambda: None
+        """Called after each report."""
 
     @property
     def count(self) -> int:
@@ -50,6 +56,17 @@ class Fronts(Collector):
         self._table = table
         for front in self._fronts:
             front.table_changed.set()
+
+    def use(self, deployment: DeploymentName, version: VersionName) -> VersionUse:
+        """Return how all fronts together use a version, as they last said."""
+        key = (deployment.deployment_id, str(version.number))
+        uses = [use for front in self._fronts if (use := front.uses.get(key)) is not None]
+        return VersionUse(
+            *key,
+            idle_seconds=min((use.idle_seconds for use in uses), default=math.inf),
+            in_flight_seconds=max((use.in_flight_seconds for use in uses), default=0.0),
+            waits_for_worker=any(use.waits_for_worker for use in uses),
+        )
 
     async def until_obeyed(self, revision: int, timeout: float) -> None:
         """Wait until every front obeys that table or a newer one, at most `timeout` seconds."""
@@ -76,7 +93,7 @@ class Fronts(Collector):
         """Return the families of all fronts, joined by name."""
         families: dict[str, Metric] = {}
         for front in sorted(self._fronts, key=lambda front: front.number):
-            for family in text_string_to_metric_families(front.report.metrics):
+            for family in text_string_to_metric_families(front.metrics):
                 joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 joined.samples += [
                     Sample(sample.name, {**sample.labels, "front": str(front.number)}, sample.value)
@@ -93,7 +110,11 @@ class Fronts(Collector):
         try:
             while (line := await reader.readline()).endswith(b"\n"):
                 front.report = _decode_report(line)
+                front.uses = {(use.deployment, use.version): use for use in front.report.uses}
+                if front.report.metrics is not None:
+                    front.metrics = front.report.metrics
                 self._reported.set()
+                self.on_report()
         except (OSError, ValueError, msgspec.DecodeError) as error:
             logger.warning("the link to a front broke", extra={"front": front.number, "error": str(error)})
         finally:

@@ -15,7 +15,7 @@ from types import FrameType
 
 import msgspec
 
-from maas_engine.engine import choose_servable
+from maas_engine.engine import BUILT_IN_ENGINES, choose_servable
 from maas_engine.measure import cost_curve
 from maas_engine.predictor import Predictor, open_predictor
 from maas_inference.table import Tensor
@@ -77,9 +77,9 @@ def main() -> None:
         _report(WorkerReport(failure=failure.message, reason=failure.reason))
         sys.exit(1)
     manifest = package.manifest
-    server = WorkerServer(
-        _Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs}, settings.lanes
-    )
+    # Code that is not ours may hold state that two batches at once would spoil.
+    lanes = settings.lanes if servable.engine in BUILT_IN_ENGINES and not manifest.steps else 1
+    server = WorkerServer(_Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs}, lanes)
     listener = server.listen(settings.socket)
     _report(
         WorkerReport(
@@ -94,7 +94,7 @@ def main() -> None:
             padded_input=manifest.text.feeds if manifest.text else "",
             padding_id=predictor.preparer.padding_id,
             max_batch_rows=settings.max_batch_rows,
-            lanes=settings.lanes,
+            lanes=lanes,
             cost_curve=tuple(sorted(curve.items())),
             load_seconds=time.monotonic() - started,
         )

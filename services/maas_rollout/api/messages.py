@@ -1,8 +1,9 @@
 """Messages to domain values and back."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from maas.names import DeploymentName, VersionName, parse_version_or_alias
@@ -12,6 +13,7 @@ from maas_rollout.domain.deployments import DeploymentState, Event, Target, Want
 from maas_rollout.domain.feed import Changes
 from maas_rollout.domain.replicas import TargetState, TargetStatus
 from maas_rollout.domain.rollout import LiveDeployment
+from maas_rollout.domain.serving import LoadPolicy, ServingSettings
 from maas_runtime.failures import FieldViolation, InvalidInput
 
 _DEPLOYMENT_STATES = {
@@ -25,7 +27,13 @@ _TARGET_STATES = {
     TargetState.READY: deployment_pb2.TARGET_STATE_READY,
     TargetState.RESTARTING: deployment_pb2.TARGET_STATE_RESTARTING,
     TargetState.FAILED: deployment_pb2.TARGET_STATE_FAILED,
+    TargetState.UNLOADED: deployment_pb2.TARGET_STATE_UNLOADED,
 }
+_LOAD_POLICIES = {
+    LoadPolicy.ALWAYS: deployment_pb2.LOAD_POLICY_ALWAYS,
+    LoadPolicy.ON_DEMAND: deployment_pb2.LOAD_POLICY_ON_DEMAND,
+}
+_LOAD_POLICIES_BACK = {wire: policy for policy, wire in _LOAD_POLICIES.items()}
 _TARGET_STATES_BACK = {wire: state for state, wire in _TARGET_STATES.items()}
 
 
@@ -40,6 +48,20 @@ def wanted_from_proto(targets: Iterable[deployment_pb2.Target]) -> list[WantedTa
     return [WantedTarget(parse_version_or_alias(target.version), target.weight) for target in targets]
 
 
+def serving_from_proto(message: deployment_pb2.ServingSettings) -> ServingSettings:
+    """Return the settings."""
+    return ServingSettings(
+        max_batch_rows=message.max_batch_rows,
+        max_queue_delay=message.max_queue_delay.ToTimedelta() if message.HasField("max_queue_delay") else None,
+        max_queue_rows=message.max_queue_rows,
+        cache_bytes=message.cache_bytes,
+        load_policy=_LOAD_POLICIES_BACK.get(message.load_policy, LoadPolicy.ALWAYS),
+        engine=message.engine,
+        worker_memory_bytes=message.worker_memory_bytes,
+        compute_timeout=message.compute_timeout.ToTimedelta() if message.HasField("compute_timeout") else None,
+    )
+
+
 def deployment_to_proto(live: LiveDeployment, *, with_statuses: bool = True) -> deployment_pb2.Deployment:
     """Return the message."""
     return deployment_pb2.Deployment(
@@ -51,6 +73,7 @@ def deployment_to_proto(live: LiveDeployment, *, with_statuses: bool = True) -> 
         etag=live.deployment.etag,
         create_time=_timestamp(live.deployment.create_time),
         update_time=_timestamp(live.deployment.update_time),
+        serving=_serving_to_proto(live.deployment.serving),
     )
 
 
@@ -90,6 +113,19 @@ def report_from_proto(
     return said
 
 
+def _serving_to_proto(serving: ServingSettings) -> deployment_pb2.ServingSettings:
+    return deployment_pb2.ServingSettings(
+        max_batch_rows=serving.max_batch_rows,
+        max_queue_delay=_duration(serving.max_queue_delay),
+        max_queue_rows=serving.max_queue_rows,
+        cache_bytes=serving.cache_bytes,
+        load_policy=_LOAD_POLICIES[serving.load_policy],
+        engine=serving.engine,
+        worker_memory_bytes=serving.worker_memory_bytes,
+        compute_timeout=_duration(serving.compute_timeout),
+    )
+
+
 def _targets_to_proto(targets: Sequence[Target]) -> list[deployment_pb2.Target]:
     return [deployment_pb2.Target(version=str(target.version), weight=target.weight) for target in targets]
 
@@ -111,6 +147,14 @@ def _status_from_proto(replica: str, message: deployment_pb2.TargetStatus) -> Ta
             violations=(FieldViolation("deployments.statuses.state", "has to be stated"),),
         )
     return TargetStatus(replica, VersionName.parse(message.version), state, message.message)
+
+
+def _duration(value: timedelta | None) -> Duration | None:
+    if value is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(value)
+    return duration
 
 
 def _timestamp(time: datetime) -> Timestamp:

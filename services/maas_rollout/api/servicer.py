@@ -1,7 +1,8 @@
 """RolloutService over gRPC: check, one domain call, convert."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import fields, replace
 
 from google.protobuf import empty_pb2
 
@@ -14,15 +15,17 @@ from maas_rollout.api.messages import (
     deployment_to_proto,
     event_to_proto,
     report_from_proto,
+    serving_from_proto,
     wanted_from_proto,
 )
 from maas_rollout.domain.feed import Feed, ResumePoint
 from maas_rollout.domain.rollout import Author, Rollout
+from maas_rollout.domain.serving import ServingSettings
 from maas_runtime.failures import FieldViolation, InvalidInput
 from maas_runtime.interceptor import Context
 from maas_runtime.paging import cut_page, page_size_or_default, read_page_token
 
-_MASK_PATHS = frozenset({"targets"})
+SERVING_FIELDS = tuple(field.name for field in fields(ServingSettings))
 
 
 class UpdateMaskInvalid(InvalidInput):
@@ -45,6 +48,7 @@ class RolloutServicer(RolloutServiceServicer):
             DeploymentName(request.deployment_id),
             wanted_from_proto(request.deployment.targets),
             Author(request.actor, request.reason),
+            serving_from_proto(request.deployment.serving),
         )
         return deployment_to_proto(live)
 
@@ -67,12 +71,15 @@ class RolloutServicer(RolloutServiceServicer):
     async def UpdateDeployment(
         self, request: messages.UpdateDeploymentRequest, context: Context
     ) -> deployment_pb2.Deployment:
-        _check_mask(request.update_mask.paths)
+        paths = _mask_paths(request)
+        asked = serving_from_proto(request.deployment.serving)
+        changes = {field: getattr(asked, field) for field in SERVING_FIELDS if not paths.isdisjoint(_covering(field))}
         live = await self._rollout.update(
             DeploymentName.parse(request.deployment.name),
-            wanted_from_proto(request.deployment.targets),
+            wanted_from_proto(request.deployment.targets) if "targets" in paths else None,
             request.deployment.etag,
             Author(request.actor, request.reason),
+            change_serving=lambda present: replace(present, **changes),
         )
         return deployment_to_proto(live)
 
@@ -106,13 +113,23 @@ class RolloutServicer(RolloutServiceServicer):
         return messages.ReportReplicaResponse()
 
 
-def _check_mask(paths: Sequence[str]) -> None:
-    unknown = sorted(set(paths) - _MASK_PATHS)
+def _mask_paths(request: messages.UpdateDeploymentRequest) -> set[str]:
+    """Return what is to be changed. Raises UpdateMaskInvalid."""
+    paths = set(request.update_mask.paths)
+    if not paths:
+        return {"targets", "serving"} if request.deployment.HasField("serving") else {"targets"}
+    unknown = sorted(paths - {"targets", "serving"} - {f"serving.{field}" for field in SERVING_FIELDS})
     if unknown:
         raise UpdateMaskInvalid(
-            f"update_mask: {unknown[0]} cannot be changed, only targets",
+            f"update_mask: {unknown[0]} cannot be changed, only targets, serving and its fields",
             violations=(FieldViolation("update_mask", f"{unknown[0]} is not a field that can be changed"),),
         )
+    return paths
+
+
+def _covering(field: str) -> tuple[str, str]:
+    """Return the paths that change a field of the serving settings."""
+    return "serving", f"serving.{field}"
 
 
 def _event_number(text: str) -> int:

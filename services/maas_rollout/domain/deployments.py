@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import Enum
 
 from maas.names import AliasName, DeploymentName, VersionName
+from maas_rollout.domain.serving import DEFAULT_SERVING, ServingSettings
 from maas_runtime.failures import FieldViolation, InvalidInput
 
 
@@ -61,12 +62,13 @@ class Deployment:
     standing: Standing
     create_time: datetime
     update_time: datetime
+    serving: ServingSettings = DEFAULT_SERVING
     revision: int = 0
     """Of all changes of all deployments, the number of the last one of this deployment; 0 before it is stored."""
 
     @property
     def etag(self) -> str:
-        """Changes whenever the targets do, and never comes back."""
+        """Changes whenever targets or serving settings do, and never comes back."""
         return str(self.revision)
 
 
@@ -75,6 +77,8 @@ class Action(Enum):
 
     CREATED = "created"
     UPDATED = "updated"
+    CONFIGURED = "configured"
+    """Only the serving settings changed."""
     DELETED = "deleted"
 
 

@@ -19,17 +19,24 @@ class TooManyReplicas(Overloaded):
 
 
 class TargetState(Enum):
-    """A version on one replica. LOADING -> READY | FAILED; READY -> RESTARTING -> READY | FAILED; FAILED -> LOADING."""
+    """A version on one replica. LOADING -> READY | FAILED; READY -> RESTARTING -> READY | FAILED; FAILED -> LOADING.
+
+    Any of them -> UNLOADED -> LOADING.
+    """
 
     LOADING = "loading"
     READY = "ready"
     RESTARTING = "restarting"
     FAILED = "failed"
+    UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
 class TargetStatus:
-    """A version as one replica sees it; `message` says why it is FAILED or RESTARTING."""
+    """A version as one replica sees it; `message` says why it is not READY.
+
+    UNLOADED without a message is as good as READY: it is loaded when somebody asks for it.
+    """
 
     replica: str
     version: VersionName
@@ -125,8 +132,13 @@ def standing_of(
         if status is not None and status.state is TargetState.RESTARTING:
             return Standing(DeploymentState.LOADING, _sentence(f"{version} is being restarted on {replica}", status))
     for replica, version, status in of_targets:
-        if status is None or status.state is not TargetState.READY:
+        if status is not None and status.state is TargetState.UNLOADED and status.message:
+            return Standing(DeploymentState.LOADING, _sentence(f"{version} is not loaded on {replica}", status))
+    for replica, version, status in of_targets:
+        if status is None:
             return Standing(DeploymentState.LOADING, f"{version} is being loaded on {replica}")
+        if status.state not in (TargetState.READY, TargetState.UNLOADED):
+            return Standing(DeploymentState.LOADING, _sentence(f"{version} is being loaded on {replica}", status))
     return Standing(DeploymentState.READY)
 
 

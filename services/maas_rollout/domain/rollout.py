@@ -21,9 +21,11 @@ from maas_rollout.domain.deployments import (
 )
 from maas_rollout.domain.feed import Feed
 from maas_rollout.domain.replicas import Replicas, TargetStatus
+from maas_rollout.domain.serving import DEFAULT_SERVING, ServingSettings
 from maas_runtime.failures import AlreadyExists, Conflict, NotFound
 
 Clock: TypeAlias = Callable[[], datetime]
+ChangeServing: TypeAlias = Callable[[ServingSettings], ServingSettings]
 
 
 class DeploymentNotFound(NotFound):
@@ -119,13 +121,19 @@ class Rollout:
         # revisions besides: another process may hold the same one.
         self._changing = asyncio.Lock()
 
-    async def create(self, name: DeploymentName, wanted: Sequence[WantedTarget], author: Author) -> LiveDeployment:
+    async def create(
+        self,
+        name: DeploymentName,
+        wanted: Sequence[WantedTarget],
+        author: Author,
+        serving: ServingSettings = DEFAULT_SERVING,
+    ) -> LiveDeployment:
         """Store a deployment. Raises DeploymentExists, TargetsInvalid, or the registry's NotFound."""
         targets = await self._resolve(wanted)
         now = self._clock()
         try:
             created = await self._store.create(
-                Deployment(name, targets, PENDING, create_time=now, update_time=now),
+                Deployment(name, targets, PENDING, create_time=now, update_time=now, serving=serving),
                 Event(name, now, Action.CREATED, (), targets, author.actor, author.reason),
             )
         finally:
@@ -143,23 +151,32 @@ class Rollout:
         return [self.live(deployment) for deployment in await self._store.list(after, limit)]
 
     async def update(
-        self, name: DeploymentName, wanted: Sequence[WantedTarget], etag: str, author: Author
+        self,
+        name: DeploymentName,
+        wanted: Sequence[WantedTarget] | None,
+        etag: str,
+        author: Author,
+        *,
+        change_serving: ChangeServing = lambda serving: serving,
     ) -> LiveDeployment:
-        """Change the targets. The targets it has already are no change, and leave no event.
+        """Change targets, unless they are None, and serving settings. What it has already leaves no event.
 
         Raises DeploymentNotFound, EtagMismatch, TargetsInvalid, or the registry's NotFound.
         """
         await self._get(name)
-        targets = await self._resolve(wanted)
+        resolved = None if wanted is None else await self._resolve(wanted)
         async with self._changing:
             present = await self._get(name)
             if etag and etag != present.etag:
                 raise _mismatch(name)
-            if present.targets == targets:
+            targets = present.targets if resolved is None else resolved
+            serving = change_serving(present.serving)
+            if (present.targets, present.serving) == (targets, serving):
                 return self.live(present)
-            wanted_now = self._with_targets(present, targets)
+            action = Action.CONFIGURED if present.targets == targets else Action.UPDATED
+            wanted_now = replace(self._with_targets(present, targets), serving=serving)
             try:
-                updated = await self._store.update(wanted_now, self._event(present, Action.UPDATED, targets, author))
+                updated = await self._store.update(wanted_now, self._event(present, action, targets, author))
             finally:
                 self._feed.wake()
         if updated is None:

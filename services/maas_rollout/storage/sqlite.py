@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -24,9 +25,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from maas.names import DeploymentName, VersionName
 from maas_rollout.domain.deployments import Action, Deployment, DeploymentState, Event, Standing, Target
 from maas_rollout.domain.feed import Changes, ResumePoint
+from maas_rollout.domain.serving import DEFAULT_SERVING, LoadPolicy, ServingSettings
 from maas_runtime.sqlite import Database, UtcTime
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MIGRATIONS = {1: ("ALTER TABLE deployments ADD COLUMN serving JSON NOT NULL DEFAULT '{}'",)}
+"""What makes a file of that version one of the next."""
 KEPT_REVISIONS = 10_000
 
 metadata = MetaData()
@@ -45,6 +49,8 @@ _deployments = Table(
     metadata,
     Column("deployment_id", String, primary_key=True),
     Column("targets", JSON, nullable=False),
+    # A field that an older release did not have is not there.
+    Column("serving", JSON, nullable=False, server_default="{}"),
     Column("state", String, nullable=False),
     Column("message", String, nullable=False),
     Column("create_time", UtcTime, nullable=False),
@@ -244,6 +250,7 @@ async def _record(connection: AsyncConnection, event: Event) -> None:
 def _changing(deployment: Deployment) -> dict[str, Any]:
     return {
         "targets": _targets_to_json(deployment.targets),
+        "serving": _serving_to_json(deployment.serving),
         "state": deployment.standing.state.value,
         "message": deployment.standing.message,
         "update_time": deployment.update_time,
@@ -258,6 +265,7 @@ def _deployment(row: Row[Any]) -> Deployment:
         Standing(DeploymentState(row.state), row.message),
         row.create_time,
         row.update_time,
+        _serving_from_json(row.serving),
         row.revision,
     )
 
@@ -273,6 +281,40 @@ def _event(row: Row[Any]) -> Event:
         row.reason,
         row.number,
     )
+
+
+def _serving_to_json(serving: ServingSettings) -> dict[str, Any]:
+    return {
+        "max_batch_rows": serving.max_batch_rows,
+        "max_queue_delay_seconds": _seconds(serving.max_queue_delay),
+        "max_queue_rows": serving.max_queue_rows,
+        "cache_bytes": serving.cache_bytes,
+        "load_policy": serving.load_policy.value,
+        "engine": serving.engine,
+        "worker_memory_bytes": serving.worker_memory_bytes,
+        "compute_timeout_seconds": _seconds(serving.compute_timeout),
+    }
+
+
+def _serving_from_json(stored: dict[str, Any]) -> ServingSettings:
+    return ServingSettings(
+        max_batch_rows=stored.get("max_batch_rows", DEFAULT_SERVING.max_batch_rows),
+        max_queue_delay=_timedelta(stored.get("max_queue_delay_seconds")),
+        max_queue_rows=stored.get("max_queue_rows", DEFAULT_SERVING.max_queue_rows),
+        cache_bytes=stored.get("cache_bytes", DEFAULT_SERVING.cache_bytes),
+        load_policy=LoadPolicy(stored.get("load_policy", DEFAULT_SERVING.load_policy.value)),
+        engine=stored.get("engine", DEFAULT_SERVING.engine),
+        worker_memory_bytes=stored.get("worker_memory_bytes", DEFAULT_SERVING.worker_memory_bytes),
+        compute_timeout=_timedelta(stored.get("compute_timeout_seconds")),
+    )
+
+
+def _seconds(value: timedelta | None) -> float | None:
+    return None if value is None else value.total_seconds()
+
+
+def _timedelta(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def _targets_to_json(targets: Sequence[Target]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)maas/inference/v1/inference_service.proto\x12\x11maas.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetReplicaRequest\"\xb2\x01\n\x07Replica\x12\x15\n\x07replica\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12?\n\x0floaded_versions\x18\x03 \x03(\x0b\x32 .maas.inference.v1.LoadedVersionB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x66ront_count\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\"\xbb\x02\n\rLoadedVersion\x12\x18\n\ndeployment\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05state\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x65ngine\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tprecision\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x11\n\x03pid\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmemory_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cload_seconds\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x03\x12\x36\n\ncost_curve\x18\n \x03(\x0b\x32\x1c.maas.inference.v1.BatchCostB\x04\xe2\x41\x01\x03\x12\x1b\n\rrestart_count\x18\x0b \x01(\x05\x42\x04\xe2\x41\x01\x03\";\n\tBatchCost\x12\x12\n\x04rows\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmilliseconds\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x03\x32w\n\x10InferenceService\x12\x63\n\nGetReplica\x12$.maas.inference.v1.GetReplicaRequest\x1a\x1a.maas.inference.v1.Replica\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/replicab\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)maas/inference/v1/inference_service.proto\x12\x11maas.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetReplicaRequest\"\xf6\x01\n\x07Replica\x12\x15\n\x07replica\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12?\n\x0floaded_versions\x18\x03 \x03(\x0b\x32 .maas.inference.v1.LoadedVersionB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x66ront_count\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12!\n\x13memory_budget_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11memory_used_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xbb\x02\n\rLoadedVersion\x12\x18\n\ndeployment\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05state\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x65ngine\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tprecision\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x11\n\x03pid\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmemory_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cload_seconds\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x03\x12\x36\n\ncost_curve\x18\n \x03(\x0b\x32\x1c.maas.inference.v1.BatchCostB\x04\xe2\x41\x01\x03\x12\x1b\n\rrestart_count\x18\x0b \x01(\x05\x42\x04\xe2\x41\x01\x03\";\n\tBatchCost\x12\x12\n\x04rows\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmilliseconds\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x03\x32w\n\x10InferenceService\x12\x63\n\nGetReplica\x12$.maas.inference.v1.GetReplicaRequest\x1a\x1a.maas.inference.v1.Replica\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/replicab\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICA'].fields_by_name['loaded_versions']._serialized_options = b'\342A\001\003'
   _globals['_REPLICA'].fields_by_name['front_count']._loaded_options = None
   _globals['_REPLICA'].fields_by_name['front_count']._serialized_options = b'\342A\001\003'
+  _globals['_REPLICA'].fields_by_name['memory_budget_bytes']._loaded_options = None
+  _globals['_REPLICA'].fields_by_name['memory_budget_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_REPLICA'].fields_by_name['memory_used_bytes']._loaded_options = None
+  _globals['_REPLICA'].fields_by_name['memory_used_bytes']._serialized_options = b'\342A\001\003'
   _globals['_LOADEDVERSION'].fields_by_name['deployment']._loaded_options = None
   _globals['_LOADEDVERSION'].fields_by_name['deployment']._serialized_options = b'\342A\001\003'
   _globals['_LOADEDVERSION'].fields_by_name['version']._loaded_options = None
@@ -73,11 +77,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREPLICAREQUEST']._serialized_start=160
   _globals['_GETREPLICAREQUEST']._serialized_end=179
   _globals['_REPLICA']._serialized_start=182
-  _globals['_REPLICA']._serialized_end=360
-  _globals['_LOADEDVERSION']._serialized_start=363
-  _globals['_LOADEDVERSION']._serialized_end=678
-  _globals['_BATCHCOST']._serialized_start=680
-  _globals['_BATCHCOST']._serialized_end=739
-  _globals['_INFERENCESERVICE']._serialized_start=741
-  _globals['_INFERENCESERVICE']._serialized_end=860
+  _globals['_REPLICA']._serialized_end=428
+  _globals['_LOADEDVERSION']._serialized_start=431
+  _globals['_LOADEDVERSION']._serialized_end=746
+  _globals['_BATCHCOST']._serialized_start=748
+  _globals['_BATCHCOST']._serialized_end=807
+  _globals['_INFERENCESERVICE']._serialized_start=809
+  _globals['_INFERENCESERVICE']._serialized_end=928
 # @@protoc_insertion_point(module_scope)

@@ -46,10 +46,16 @@ class Replica(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     LOADED_VERSIONS_FIELD_NUMBER: _builtins.int
     FRONT_COUNT_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """Output only. Its id."""
     front_count: _builtins.int
     """Output only. How many inference fronts are connected."""
+    memory_budget_bytes: _builtins.int
+    """Output only. How much memory the workers may hold together before on-demand versions are let go."""
+    memory_used_bytes: _builtins.int
+    """Output only. How much they hold, as last measured; what is being loaded counts with what it is expected to take."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it started."""
@@ -65,10 +71,12 @@ class Replica(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         loaded_versions: _abc.Iterable[Global___LoadedVersion] | None = ...,
         front_count: _builtins.int = ...,
+        memory_budget_bytes: _builtins.int = ...,
+        memory_used_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["front_count", b"front_count", "loaded_versions", b"loaded_versions", "replica", b"replica", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["front_count", b"front_count", "loaded_versions", b"loaded_versions", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "replica", b"replica", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,9 +104,9 @@ class LoadedVersion(_message.Message):
     version: _builtins.str
     """Output only. `models/{model}/versions/{version}`."""
     state: _builtins.str
-    """Output only. `loading`, `ready`, `restarting` or `failed`."""
+    """Output only. `loading`, `ready`, `restarting`, `failed` or `unloaded`."""
     message: _builtins.str
-    """Output only. Why it is failed or restarting."""
+    """Output only. Why it is not ready."""
     engine: _builtins.str
     """Output only. The engine that runs it."""
     precision: _builtins.str
@@ -106,7 +114,7 @@ class LoadedVersion(_message.Message):
     pid: _builtins.int
     """Output only. Process id of its worker; 0 while there is none."""
     memory_bytes: _builtins.int
-    """Output only. The worker's proportional set size in bytes, measured when it was last asked for."""
+    """Output only. The worker's proportional set size in bytes, measured every few seconds."""
     load_seconds: _builtins.float
     """Output only. How long fetching, starting and warming took, in seconds."""
     restart_count: _builtins.int

@@ -56,6 +56,36 @@ class GRPCInferenceServiceStub:
     UNAVAILABLE: no worker can answer now. RESOURCE_EXHAUSTED: the queue is full.
     DEADLINE_EXCEEDED: the caller's time was over before the answer was there.
     """
+    ModelStreamInfer: _grpc.StreamStreamMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelStreamInferResponse]
+    """Answers many requests over one stream, each as soon as it is done: a response carries the id of its request. What
+    is wrong with one request is told in its response and does not end the stream. At most 64 requests of a stream are
+    worked on at a time; then the server reads on when the next answer has left.
+
+    INVALID_ARGUMENT: what was sent is no sequence of messages. RESOURCE_EXHAUSTED: a message is too large.
+    DEADLINE_EXCEEDED: the stream's own time was over.
+    """
+    ModelConfig: _grpc.UnaryUnaryMultiCallable[_grpc_service_pb2.ModelConfigRequest, _grpc_service_pb2.ModelConfigResponse]
+    """What a model takes and gives, in the words of a Triton model configuration.
+
+    NOT_FOUND: there is no such model or version.
+    """
+    ModelStatistics: _grpc.UnaryUnaryMultiCallable[_grpc_service_pb2.ModelStatisticsRequest, _grpc_service_pb2.ModelStatisticsResponse]
+    """What was answered since the fronts started, by version.
+
+    NOT_FOUND: there is no such model or version.
+    """
+    RepositoryIndex: _grpc.UnaryUnaryMultiCallable[_grpc_service_pb2.RepositoryIndexRequest, _grpc_service_pb2.RepositoryIndexResponse]
+    """All versions of all models, and whether they can answer."""
+    RepositoryModelLoad: _grpc.UnaryUnaryMultiCallable[_grpc_service_pb2.RepositoryModelLoadRequest, _grpc_service_pb2.RepositoryModelLoadResponse]
+    """Gives a model's versions their workers, and returns when they are warm.
+
+    NOT_FOUND: there is no such model. UNAVAILABLE: it could not be loaded now.
+    """
+    RepositoryModelUnload: _grpc.UnaryUnaryMultiCallable[_grpc_service_pb2.RepositoryModelUnloadRequest, _grpc_service_pb2.RepositoryModelUnloadResponse]
+    """Ends the workers of a model's versions; what waits for them is answered first.
+
+    NOT_FOUND: there is no such model.
+    """
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
@@ -81,6 +111,36 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     NOT_FOUND: there is no such model or version. INVALID_ARGUMENT: the inputs do not fit the model.
     UNAVAILABLE: no worker can answer now. RESOURCE_EXHAUSTED: the queue is full.
     DEADLINE_EXCEEDED: the caller's time was over before the answer was there.
+    """
+    ModelStreamInfer: _aio.StreamStreamMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelStreamInferResponse]  # type: ignore[assignment]
+    """Answers many requests over one stream, each as soon as it is done: a response carries the id of its request. What
+    is wrong with one request is told in its response and does not end the stream. At most 64 requests of a stream are
+    worked on at a time; then the server reads on when the next answer has left.
+
+    INVALID_ARGUMENT: what was sent is no sequence of messages. RESOURCE_EXHAUSTED: a message is too large.
+    DEADLINE_EXCEEDED: the stream's own time was over.
+    """
+    ModelConfig: _aio.UnaryUnaryMultiCallable[_grpc_service_pb2.ModelConfigRequest, _grpc_service_pb2.ModelConfigResponse]  # type: ignore[assignment]
+    """What a model takes and gives, in the words of a Triton model configuration.
+
+    NOT_FOUND: there is no such model or version.
+    """
+    ModelStatistics: _aio.UnaryUnaryMultiCallable[_grpc_service_pb2.ModelStatisticsRequest, _grpc_service_pb2.ModelStatisticsResponse]  # type: ignore[assignment]
+    """What was answered since the fronts started, by version.
+
+    NOT_FOUND: there is no such model or version.
+    """
+    RepositoryIndex: _aio.UnaryUnaryMultiCallable[_grpc_service_pb2.RepositoryIndexRequest, _grpc_service_pb2.RepositoryIndexResponse]  # type: ignore[assignment]
+    """All versions of all models, and whether they can answer."""
+    RepositoryModelLoad: _aio.UnaryUnaryMultiCallable[_grpc_service_pb2.RepositoryModelLoadRequest, _grpc_service_pb2.RepositoryModelLoadResponse]  # type: ignore[assignment]
+    """Gives a model's versions their workers, and returns when they are warm.
+
+    NOT_FOUND: there is no such model. UNAVAILABLE: it could not be loaded now.
+    """
+    RepositoryModelUnload: _aio.UnaryUnaryMultiCallable[_grpc_service_pb2.RepositoryModelUnloadRequest, _grpc_service_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
+    """Ends the workers of a model's versions; what waits for them is answered first.
+
+    NOT_FOUND: there is no such model.
     """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -140,6 +200,72 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: there is no such model or version. INVALID_ARGUMENT: the inputs do not fit the model.
         UNAVAILABLE: no worker can answer now. RESOURCE_EXHAUSTED: the queue is full.
         DEADLINE_EXCEEDED: the caller's time was over before the answer was there.
+        """
+
+    @_abc_1.abstractmethod
+    def ModelStreamInfer(
+        self,
+        request_iterator: _MaybeAsyncIterator[_grpc_service_pb2.ModelInferRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_grpc_service_pb2.ModelStreamInferResponse], _abc.AsyncIterator[_grpc_service_pb2.ModelStreamInferResponse]]:
+        """Answers many requests over one stream, each as soon as it is done: a response carries the id of its request. What
+        is wrong with one request is told in its response and does not end the stream. At most 64 requests of a stream are
+        worked on at a time; then the server reads on when the next answer has left.
+
+        INVALID_ARGUMENT: what was sent is no sequence of messages. RESOURCE_EXHAUSTED: a message is too large.
+        DEADLINE_EXCEEDED: the stream's own time was over.
+        """
+
+    @_abc_1.abstractmethod
+    def ModelConfig(
+        self,
+        request: _grpc_service_pb2.ModelConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_grpc_service_pb2.ModelConfigResponse, _abc.Awaitable[_grpc_service_pb2.ModelConfigResponse]]:
+        """What a model takes and gives, in the words of a Triton model configuration.
+
+        NOT_FOUND: there is no such model or version.
+        """
+
+    @_abc_1.abstractmethod
+    def ModelStatistics(
+        self,
+        request: _grpc_service_pb2.ModelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_grpc_service_pb2.ModelStatisticsResponse, _abc.Awaitable[_grpc_service_pb2.ModelStatisticsResponse]]:
+        """What was answered since the fronts started, by version.
+
+        NOT_FOUND: there is no such model or version.
+        """
+
+    @_abc_1.abstractmethod
+    def RepositoryIndex(
+        self,
+        request: _grpc_service_pb2.RepositoryIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_grpc_service_pb2.RepositoryIndexResponse, _abc.Awaitable[_grpc_service_pb2.RepositoryIndexResponse]]:
+        """All versions of all models, and whether they can answer."""
+
+    @_abc_1.abstractmethod
+    def RepositoryModelLoad(
+        self,
+        request: _grpc_service_pb2.RepositoryModelLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_grpc_service_pb2.RepositoryModelLoadResponse, _abc.Awaitable[_grpc_service_pb2.RepositoryModelLoadResponse]]:
+        """Gives a model's versions their workers, and returns when they are warm.
+
+        NOT_FOUND: there is no such model. UNAVAILABLE: it could not be loaded now.
+        """
+
+    @_abc_1.abstractmethod
+    def RepositoryModelUnload(
+        self,
+        request: _grpc_service_pb2.RepositoryModelUnloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_grpc_service_pb2.RepositoryModelUnloadResponse, _abc.Awaitable[_grpc_service_pb2.RepositoryModelUnloadResponse]]:
+        """Ends the workers of a model's versions; what waits for them is answered first.
+
+        NOT_FOUND: there is no such model.
         """
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

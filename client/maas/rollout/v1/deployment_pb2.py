@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n maas/rollout/v1/deployment.proto\x12\x0fmaas.rollout.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x03\n\nDeployment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x38\n\x07targets\x18\x02 \x03(\x0b\x32\x17.maas.rollout.v1.TargetB\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32 .maas.rollout.v1.DeploymentStateB\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x08statuses\x18\x05 \x03(\x0b\x32\x1d.maas.rollout.v1.TargetStatusB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:.\xea\x41+\n\x0fmaas/Deployment\x12\x18\x64\x65ployments/{deployment}\"G\n\x06Target\x12\x1c\n\x07version\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1f\n\x06weight\x18\x02 \x01(\x05\x42\x0f\xe2\x41\x01\x02\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\"\x8e\x01\n\x0cTargetStatus\x12\x15\n\x07replica\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x05state\x18\x03 \x01(\x0e\x32\x1c.maas.rollout.v1.TargetStateB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\x89\x02\n\x0f\x44\x65ploymentEvent\x12\x18\n\ndeployment\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x61\x63tion\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0etargets_before\x18\x04 \x03(\x0b\x32\x17.maas.rollout.v1.TargetB\x04\xe2\x41\x01\x03\x12\x34\n\rtargets_after\x18\x05 \x03(\x0b\x32\x17.maas.rollout.v1.TargetB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x61\x63tor\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03*\xa8\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04*\x93\x01\n\x0bTargetState\x12\x1c\n\x18TARGET_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14TARGET_STATE_LOADING\x10\x01\x12\x16\n\x12TARGET_STATE_READY\x10\x02\x12\x1b\n\x17TARGET_STATE_RESTARTING\x10\x03\x12\x17\n\x13TARGET_STATE_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n maas/rollout/v1/deployment.proto\x12\x0fmaas.rollout.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x03\n\nDeployment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x38\n\x07targets\x18\x02 \x03(\x0b\x32\x17.maas.rollout.v1.TargetB\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32 .maas.rollout.v1.DeploymentStateB\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x08statuses\x18\x05 \x03(\x0b\x32\x1d.maas.rollout.v1.TargetStatusB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x37\n\x07serving\x18\t \x01(\x0b\x32 .maas.rollout.v1.ServingSettingsB\x04\xe2\x41\x01\x01:.\xea\x41+\n\x0fmaas/Deployment\x12\x18\x64\x65ployments/{deployment}\"\xd8\x04\n\x0fServingSettings\x12&\n\x0emax_batch_rows\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\x80\x08(\x00\x12\x44\n\x0fmax_queue_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xe2\x41\x01\x01\xbaH\t\xaa\x01\x06\"\x02\x08\n2\x00\x12\'\n\x0emax_queue_rows\x18\x03 \x01(\x05\x42\x0f\xe2\x41\x01\x01\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\'\n\x0b\x63\x61\x63he_bytes\x18\x04 \x01(\x03\x42\x12\xe2\x41\x01\x01\xbaH\x0b\"\t\x18\x80\x80\x80\x80\x80 (\x00\x12>\n\x0bload_policy\x18\x05 \x01(\x0e\x32\x1b.maas.rollout.v1.LoadPolicyB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x12I\n\x06\x65ngine\x18\x06 \x01(\tB9\xe2\x41\x01\x01\xbaH2r02.^([a-z][a-z0-9_-]{0,31}(:[a-z0-9_-]{1,32})?)?$\x12\xad\x01\n\x13worker_memory_bytes\x18\x07 \x01(\x03\x42\x8f\x01\xe2\x41\x01\x01\xbaH\x87\x01\xba\x01\x83\x01\n\x1bserving.worker_memory_bytes\x12)has to be 0, or between 16 MiB and 16 TiB\x1a\x39this == 0 || (this >= 16777216 && this <= 17592186044416)\x12J\n\x0f\x63ompute_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x16\xe2\x41\x01\x01\xbaH\x0f\xaa\x01\x0c\"\x03\x08\x90\x1c\x32\x05\x10\x80\xad\xe2\x04\"G\n\x06Target\x12\x1c\n\x07version\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1f\n\x06weight\x18\x02 \x01(\x05\x42\x0f\xe2\x41\x01\x02\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\"\x8e\x01\n\x0cTargetStatus\x12\x15\n\x07replica\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x05state\x18\x03 \x01(\x0e\x32\x1c.maas.rollout.v1.TargetStateB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\x89\x02\n\x0f\x44\x65ploymentEvent\x12\x18\n\ndeployment\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x61\x63tion\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0etargets_before\x18\x04 \x03(\x0b\x32\x17.maas.rollout.v1.TargetB\x04\xe2\x41\x01\x03\x12\x34\n\rtargets_after\x18\x05 \x03(\x0b\x32\x17.maas.rollout.v1.TargetB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x61\x63tor\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03*\\\n\nLoadPolicy\x12\x1b\n\x17LOAD_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12LOAD_POLICY_ALWAYS\x10\x01\x12\x19\n\x15LOAD_POLICY_ON_DEMAND\x10\x02*\xa8\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04*\xae\x01\n\x0bTargetState\x12\x1c\n\x18TARGET_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14TARGET_STATE_LOADING\x10\x01\x12\x16\n\x12TARGET_STATE_READY\x10\x02\x12\x1b\n\x17TARGET_STATE_RESTARTING\x10\x03\x12\x17\n\x13TARGET_STATE_FAILED\x10\x04\x12\x19\n\x15TARGET_STATE_UNLOADED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,8 +52,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DEPLOYMENT'].fields_by_name['update_time']._loaded_options = None
   _globals['_DEPLOYMENT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_DEPLOYMENT'].fields_by_name['serving']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['serving']._serialized_options = b'\342A\001\001'
   _globals['_DEPLOYMENT']._loaded_options = None
   _globals['_DEPLOYMENT']._serialized_options = b'\352A+\n\017maas/Deployment\022\030deployments/{deployment}'
+  _globals['_SERVINGSETTINGS'].fields_by_name['max_batch_rows']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['max_batch_rows']._serialized_options = b'\342A\001\001\272H\007\032\005\030\200\010(\000'
+  _globals['_SERVINGSETTINGS'].fields_by_name['max_queue_delay']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['max_queue_delay']._serialized_options = b'\342A\001\001\272H\t\252\001\006\"\002\010\n2\000'
+  _globals['_SERVINGSETTINGS'].fields_by_name['max_queue_rows']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['max_queue_rows']._serialized_options = b'\342A\001\001\272H\010\032\006\030\300\204=(\000'
+  _globals['_SERVINGSETTINGS'].fields_by_name['cache_bytes']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['cache_bytes']._serialized_options = b'\342A\001\001\272H\013\"\t\030\200\200\200\200\200 (\000'
+  _globals['_SERVINGSETTINGS'].fields_by_name['load_policy']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['load_policy']._serialized_options = b'\342A\001\001\272H\005\202\001\002\020\001'
+  _globals['_SERVINGSETTINGS'].fields_by_name['engine']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['engine']._serialized_options = b'\342A\001\001\272H2r02.^([a-z][a-z0-9_-]{0,31}(:[a-z0-9_-]{1,32})?)?$'
+  _globals['_SERVINGSETTINGS'].fields_by_name['worker_memory_bytes']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['worker_memory_bytes']._serialized_options = b'\342A\001\001\272H\207\001\272\001\203\001\n\033serving.worker_memory_bytes\022)has to be 0, or between 16 MiB and 16 TiB\0329this == 0 || (this >= 16777216 && this <= 17592186044416)'
+  _globals['_SERVINGSETTINGS'].fields_by_name['compute_timeout']._loaded_options = None
+  _globals['_SERVINGSETTINGS'].fields_by_name['compute_timeout']._serialized_options = b'\342A\001\001\272H\017\252\001\014\"\003\010\220\0342\005\020\200\255\342\004'
   _globals['_TARGET'].fields_by_name['version']._loaded_options = None
   _globals['_TARGET'].fields_by_name['version']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
   _globals['_TARGET'].fields_by_name['weight']._loaded_options = None
@@ -79,16 +98,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTEVENT'].fields_by_name['actor']._serialized_options = b'\342A\001\003'
   _globals['_DEPLOYMENTEVENT'].fields_by_name['reason']._loaded_options = None
   _globals['_DEPLOYMENTEVENT'].fields_by_name['reason']._serialized_options = b'\342A\001\003'
-  _globals['_DEPLOYMENTSTATE']._serialized_start=1066
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1234
-  _globals['_TARGETSTATE']._serialized_start=1237
-  _globals['_TARGETSTATE']._serialized_end=1384
-  _globals['_DEPLOYMENT']._serialized_start=176
-  _globals['_DEPLOYMENT']._serialized_end=577
-  _globals['_TARGET']._serialized_start=579
-  _globals['_TARGET']._serialized_end=650
-  _globals['_TARGETSTATUS']._serialized_start=653
-  _globals['_TARGETSTATUS']._serialized_end=795
-  _globals['_DEPLOYMENTEVENT']._serialized_start=798
-  _globals['_DEPLOYMENTEVENT']._serialized_end=1063
+  _globals['_LOADPOLICY']._serialized_start=1757
+  _globals['_LOADPOLICY']._serialized_end=1849
+  _globals['_DEPLOYMENTSTATE']._serialized_start=1852
+  _globals['_DEPLOYMENTSTATE']._serialized_end=2020
+  _globals['_TARGETSTATE']._serialized_start=2023
+  _globals['_TARGETSTATE']._serialized_end=2197
+  _globals['_DEPLOYMENT']._serialized_start=208
+  _globals['_DEPLOYMENT']._serialized_end=666
+  _globals['_SERVINGSETTINGS']._serialized_start=669
+  _globals['_SERVINGSETTINGS']._serialized_end=1269
+  _globals['_TARGET']._serialized_start=1271
+  _globals['_TARGET']._serialized_end=1342
+  _globals['_TARGETSTATUS']._serialized_start=1345
+  _globals['_TARGETSTATUS']._serialized_end=1487
+  _globals['_DEPLOYMENTEVENT']._serialized_start=1490
+  _globals['_DEPLOYMENTEVENT']._serialized_end=1755
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -20,6 +21,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _LoadPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoadPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOAD_POLICY_UNSPECIFIED: _LoadPolicy.ValueType  # 0
+    """As ALWAYS."""
+    LOAD_POLICY_ALWAYS: _LoadPolicy.ValueType  # 1
+    """At once, and kept loaded."""
+    LOAD_POLICY_ON_DEMAND: _LoadPolicy.ValueType  # 2
+    """At the first request, which waits for it; let go when the memory is needed by others, least recently used first."""
+
+class LoadPolicy(_LoadPolicy, metaclass=_LoadPolicyEnumTypeWrapper):
+    """When the versions of a deployment are loaded."""
+
+LOAD_POLICY_UNSPECIFIED: LoadPolicy.ValueType  # 0
+"""As ALWAYS."""
+LOAD_POLICY_ALWAYS: LoadPolicy.ValueType  # 1
+"""At once, and kept loaded."""
+LOAD_POLICY_ON_DEMAND: LoadPolicy.ValueType  # 2
+"""At the first request, which waits for it; let go when the memory is needed by others, least recently used first."""
+Global___LoadPolicy: _TypeAlias = LoadPolicy  # noqa: Y015
+
 class _DeploymentState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -33,7 +58,7 @@ class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deplo
     DEPLOYMENT_STATE_LOADING: _DeploymentState.ValueType  # 2
     """A replica loads or warms a version. An earlier version that was ready goes on answering."""
     DEPLOYMENT_STATE_READY: _DeploymentState.ValueType  # 3
-    """All targets are warm on all replicas."""
+    """All targets are warm on all replicas, or will be loaded when they are asked for."""
     DEPLOYMENT_STATE_FAILED: _DeploymentState.ValueType  # 4
     """A version cannot be loaded; the message says why. An earlier version that was ready goes on answering."""
 
@@ -49,7 +74,7 @@ DEPLOYMENT_STATE_PENDING: DeploymentState.ValueType  # 1
 DEPLOYMENT_STATE_LOADING: DeploymentState.ValueType  # 2
 """A replica loads or warms a version. An earlier version that was ready goes on answering."""
 DEPLOYMENT_STATE_READY: DeploymentState.ValueType  # 3
-"""All targets are warm on all replicas."""
+"""All targets are warm on all replicas, or will be loaded when they are asked for."""
 DEPLOYMENT_STATE_FAILED: DeploymentState.ValueType  # 4
 """A version cannot be loaded; the message says why. An earlier version that was ready goes on answering."""
 Global___DeploymentState: _TypeAlias = DeploymentState  # noqa: Y015
@@ -70,10 +95,12 @@ class _TargetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetSta
     """Its worker ended and is being started again."""
     TARGET_STATE_FAILED: _TargetState.ValueType  # 4
     """It cannot be loaded."""
+    TARGET_STATE_UNLOADED: _TargetState.ValueType  # 5
+    """It has no worker. Without a message it is loaded when somebody asks for it; with one, somebody unloaded it."""
 
 class TargetState(_TargetState, metaclass=_TargetStateEnumTypeWrapper):
-    """A version's state on one replica. Legal transitions: LOADING -> READY | FAILED; READY -> RESTARTING;
-    RESTARTING -> READY | FAILED; FAILED -> LOADING (tried again).
+    """A version's state on one replica. Legal transitions: LOADING -> READY | FAILED | UNLOADED; READY -> RESTARTING |
+    UNLOADED; RESTARTING -> READY | FAILED | UNLOADED; FAILED -> LOADING (tried again) | UNLOADED; UNLOADED -> LOADING.
     """
 
 TARGET_STATE_UNSPECIFIED: TargetState.ValueType  # 0
@@ -86,6 +113,8 @@ TARGET_STATE_RESTARTING: TargetState.ValueType  # 3
 """Its worker ended and is being started again."""
 TARGET_STATE_FAILED: TargetState.ValueType  # 4
 """It cannot be loaded."""
+TARGET_STATE_UNLOADED: TargetState.ValueType  # 5
+"""It has no worker. Without a message it is loaded when somebody asks for it; with one, somebody unloaded it."""
 Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
 
 @_typing.final
@@ -104,6 +133,7 @@ class Deployment(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional. Resource name: `deployments/{deployment}`. Says which to change in Update; not read in Create."""
     state: Global___DeploymentState.ValueType
@@ -128,7 +158,11 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When its targets last changed."""
+        """Output only. When its targets or its serving settings last changed."""
+
+    @_builtins.property
+    def serving(self) -> Global___ServingSettings:
+        """Optional. How its requests are queued and its workers are run. Default: each replica decides."""
 
     def __init__(
         self,
@@ -141,14 +175,81 @@ class Deployment(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        serving: Global___ServingSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "serving", b"serving", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "message", b"message", "name", b"name", "state", b"state", "statuses", b"statuses", "targets", b"targets", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "message", b"message", "name", b"name", "serving", b"serving", "state", b"state", "statuses", b"statuses", "targets", b"targets", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class ServingSettings(_message.Message):
+    """How the requests to a deployment are queued, and how its workers are run. A field that is not set leaves the decision
+    to the replica.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_DELAY_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_ROWS_FIELD_NUMBER: _builtins.int
+    CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    LOAD_POLICY_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    WORKER_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    COMPUTE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    max_batch_rows: _builtins.int
+    """Optional. The most rows of one batch, 0 to 1024. Default (0): the replica's setting."""
+    max_queue_rows: _builtins.int
+    """Optional. The most rows that wait, 0 to 1000000; more are RESOURCE_EXHAUSTED. Default (0): the front's bound."""
+    cache_bytes: _builtins.int
+    """Optional. How much memory a front may use for answers that are given again to equal requests, up to 1 TiB.
+    Default (0): none are kept.
+    """
+    load_policy: Global___LoadPolicy.ValueType
+    """Optional. When its versions are loaded. Default: ALWAYS."""
+    engine: _builtins.str
+    """Optional. The engine, as NAME or NAME:PRECISION: `onnxruntime`, `openvino:bf16`. A version that has no such servable
+    is FAILED. Default: the fastest that the package has and the host can run.
+    """
+    worker_memory_bytes: _builtins.int
+    """Optional. The most memory that one worker may hold, 16 MiB to 16 TiB. A request that needs more fails, or ends the
+    worker. Default (0): no limit.
+    """
+    @_builtins.property
+    def max_queue_delay(self) -> _duration_pb2.Duration:
+        """Optional. The longest that rows are held back for a larger batch, 0 to 10 s; 0: never. Default (absent): what pays by
+        the measured cost of a batch.
+        """
+
+    @_builtins.property
+    def compute_timeout(self) -> _duration_pb2.Duration:
+        """Optional. How long one batch may compute, 10 ms to 1 h; a worker that takes longer is ended and started again.
+        Default (absent): 30 s, or 20 times what a full batch was measured to take if that is more.
+        """
+
+    def __init__(
+        self,
+        *,
+        max_batch_rows: _builtins.int = ...,
+        max_queue_delay: _duration_pb2.Duration | None = ...,
+        max_queue_rows: _builtins.int = ...,
+        cache_bytes: _builtins.int = ...,
+        load_policy: Global___LoadPolicy.ValueType = ...,
+        engine: _builtins.str = ...,
+        worker_memory_bytes: _builtins.int = ...,
+        compute_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_timeout", b"compute_timeout", "max_queue_delay", b"max_queue_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "compute_timeout", b"compute_timeout", "engine", b"engine", "load_policy", b"load_policy", "max_batch_rows", b"max_batch_rows", "max_queue_delay", b"max_queue_delay", "max_queue_rows", b"max_queue_rows", "worker_memory_bytes", b"worker_memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServingSettings: _TypeAlias = ServingSettings  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
@@ -193,7 +294,7 @@ class TargetStatus(_message.Message):
     state: Global___TargetState.ValueType
     """Required. Its state there."""
     message: _builtins.str
-    """Optional. Why it is FAILED or RESTARTING. Default: empty."""
+    """Optional. Why it is not READY. Default: empty."""
     def __init__(
         self,
         *,
@@ -226,7 +327,7 @@ class DeploymentEvent(_message.Message):
     deployment: _builtins.str
     """Output only. The deployment: `deployments/{deployment}`."""
     action: _builtins.str
-    """Output only. What happened: `created`, `updated`, `deleted`."""
+    """Output only. What happened: `created`, `updated`, `deleted`; `configured` when only serving settings changed."""
     actor: _builtins.str
     """Output only. Who asked, as the caller said; nobody checks it before the gateway knows callers."""
     reason: _builtins.str

@@ -38,7 +38,7 @@ class CreateDeploymentRequest(_message.Message):
     """Optional. Why, for the record; at most 2,000 characters. Default: empty."""
     @_builtins.property
     def deployment(self) -> _deployment_pb2.Deployment:
-        """Required. Its targets."""
+        """Required. Its targets and serving settings."""
 
     def __init__(
         self,
@@ -152,7 +152,9 @@ class UpdateDeploymentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. What to change; `targets` is the only path. Default: `targets`."""
+        """Optional. What to change: `targets`, `serving`, or a field of it such as `serving.max_batch_rows`; what is in the
+        mask and not in the message becomes its default. Default: `targets`, and `serving` when the message has it.
+        """
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class RolloutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateDeployment(self, request, context):
-        """Changes the targets. The old versions answer until the new ones are warm.
+        """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
 
         NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
         INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.

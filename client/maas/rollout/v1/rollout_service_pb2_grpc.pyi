@@ -49,7 +49,7 @@ class RolloutServiceStub:
     INVALID_ARGUMENT: the page token is not from this query.
     """
     UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.UpdateDeploymentRequest, _deployment_pb2.Deployment]
-    """Changes the targets. The old versions answer until the new ones are warm.
+    """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
 
     NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
     INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
@@ -92,7 +92,7 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     INVALID_ARGUMENT: the page token is not from this query.
     """
     UpdateDeployment: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.UpdateDeploymentRequest, _deployment_pb2.Deployment]  # type: ignore[assignment]
-    """Changes the targets. The old versions answer until the new ones are warm.
+    """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
 
     NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
     INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
@@ -156,7 +156,7 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_service_pb2.UpdateDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pb2.Deployment, _abc.Awaitable[_deployment_pb2.Deployment]]:
-        """Changes the targets. The old versions answer until the new ones are warm.
+        """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
 
         NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
         INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
