@@ -23,8 +23,8 @@ from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 ANSWER_TIMEOUT_SECONDS = 90.0
-_FIRST_ANSWER_MS = 100
-"""What h2load runs longer, for what goes before the first answer."""
+_CONNECTING_MS = 100
+"""What h2load runs longer, for what goes before the first request."""
 
 Wire = Literal["grpc", "json"]
 """`grpc`: Open Inference Protocol v2; `json`: POST /predict over HTTP/1.1, for servers that have no v2."""
@@ -118,8 +118,9 @@ def run_load(
 ) -> Load:
     """Send one question again and again, `in_flight` at once, over as many connections or over `connections`.
 
-    What is answered within `seconds` counts, beginning `warm` seconds after the first answer. `answer_bytes` is the length of a good gRPC answer's body: errors come
-    with HTTP status 200 and no body, so what is missing from the bytes received counts as failed.
+    What is answered within `seconds` counts, beginning `warm` seconds after the first request. `answer_bytes` is the
+    length of a good gRPC answer's body: errors come with HTTP status 200 and no body, so what is missing from the
+    bytes received counts as failed.
     """
     connections = connections or in_flight
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +129,7 @@ def run_load(
         command = ["h2load", "-t", "1", "-c", str(connections), "-m", str(in_flight // connections)]
         command += [
             "-D",
-            f"{round((seconds + warm) * 1000) + _FIRST_ANSWER_MS}ms",
+            f"{round((seconds + warm) * 1000) + _CONNECTING_MS}ms",
             "-d",
             str(body),
             "--log-file",
@@ -150,7 +151,7 @@ def run_load(
     if question.wire == "grpc":
         failed += max(0, round(len(good) - _data_bytes(done.stdout) / answer_bytes))
     ends = [start + micros for start, micros in good]
-    begin = min(ends) + warm * 1e6
+    begin = min(start for start, _ in good) + warm * 1e6
     times = sorted(
         micros / 1000 for end, (_, micros) in zip(ends, good, strict=True) if begin < end <= begin + seconds * 1e6
     )
