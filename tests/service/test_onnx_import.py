@@ -78,7 +78,7 @@ def imported(file: Path, folder: Path, *options: str) -> dict[str, Any]:
 
 async def ask(package: Path, run_dir: Path, inputs: dict[str, tuple[str, Array]], rows: tuple[int, ...]) -> list[Any]:
     """Start a worker, send it one batch, and return its replies."""
-    options = WorkerOptions(run_dir, engine_threads=1, max_batch_rows=8)
+    options = WorkerOptions(run_dir, engine_threads=1, lanes=1, max_batch_rows=8)
     async with running_worker(package, options, "worker") as worker:
         assert not worker.report.failure
         return await asyncio.to_thread(_ask, worker.socket_path, inputs, rows)

@@ -34,7 +34,7 @@ from maas_inference.front.question import Answer, CallerGone
 from maas_inference.front.rest_infer import packed_body, parse_timeout
 from maas_inference.front.wanted import Wanted, check_wanted, classified
 from maas_inference.inquiry import Inquiry, ManagerAway, answering, asker
-from maas_inference.repository import AlwaysLoaded, DeploymentNotServed, Repository, VersionNotServed
+from maas_inference.repository import DeploymentNotServed, Repository, VersionNotServed
 from maas_inference.statistics import statistics_of
 from maas_inference.table import ModelTable, ServedDeployment, ServedVersion, Tensor
 from maas_inference.wire import TensorHeader
@@ -307,7 +307,7 @@ class Loads:
 
 
 def test_a_repository_finds_versions_or_says_what_there_is() -> None:
-    repository = Repository(lambda: TABLE, measured, AlwaysLoaded())
+    repository = Repository(lambda: TABLE, measured, Loads())
     assert repository.version("one", "").version == "1"
     assert repository.version("one", "2").state == "failed"
     assert [found["version"] for found in repository.statistics("one", "")] == ["1", "2"]
@@ -338,13 +338,3 @@ async def test_a_front_asks_its_manager() -> None:
     assert outcomes[0].content["model_stats"][0]["inference_count"] == 12
     assert outcomes[3].content["reason"] == "DEPLOYMENT_NOT_SERVED"
     assert loads.calls == [("load", "deployments/one"), ("unload", "deployments/two")]
-
-
-async def test_unloading_what_stays_loaded_is_refused() -> None:
-    repository = Repository(lambda: TABLE, measured, AlwaysLoaded())
-    with TemporaryDirectory(prefix="maas-") as folder:
-        path = Path(folder) / "manager.sock"
-        async with answering(path, repository):
-            assert (await asker(str(path))(Inquiry("load", "one"))).status == 200
-            refused = await asker(str(path))(Inquiry("unload", "one"))
-    assert (refused.status, refused.content["code"]) == (400, "FAILED_PRECONDITION")
