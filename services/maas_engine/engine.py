@@ -50,7 +50,7 @@ class InputsRefused(InvalidInput):
 
 
 class Engine(Protocol):
-    """One loaded servable."""
+    """One loaded servable. Several threads run the built-in engines at once; others are run by one at a time."""
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Compute all outputs of one batch. Raises InputsRefused."""

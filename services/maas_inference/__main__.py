@@ -33,7 +33,7 @@ async def main(settings: InferenceSettings) -> None:
     fronts = Fronts()
     with grpc.insecure_channel(settings.registry_address) as registry:
         replica = Replica(
-            WorkerOptions(settings.run_dir, settings.engine_threads, settings.max_batch_rows),
+            WorkerOptions(settings.run_dir, settings.engine_threads, settings.engine_lanes, settings.max_batch_rows),
             PackageStore(settings.state_dir / "packages", registry, settings.package_cache_bytes),
             fronts,
             DesiredFile(settings.state_dir / "desired.json"),

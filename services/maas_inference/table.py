@@ -46,7 +46,12 @@ class ServedVersion:
     """The rows of a request belong together, so it shares no batch."""
     text_input: str = ""
     """Name of the BYTES tensor that may be sent instead of the inputs; empty when text is not understood."""
+    padded_input: str = ""
+    """Name of the input [N, T] whose rows may be padded at their end with `padding_id`; empty when there is none."""
+    padding_id: int = 0
     max_batch_rows: int = 32
+    lanes: int = 1
+    """How many batches the worker computes side by side."""
     cost_curve: tuple[tuple[int, float], ...] = ()
     """(rows, seconds) as the worker measured them at warm-up, by ascending rows."""
 

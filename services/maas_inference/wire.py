@@ -36,11 +36,15 @@ class TensorHeader(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Rows of one or more requests to be computed together; `rows` says how many each request has."""
+    """Rows of one or more requests to be computed together; `rows` says how many each request has.
+
+    Batches of one lane are computed one after the other, in any order; those of different lanes side by side.
+    """
 
     batch: int
     rows: tuple[int, ...]
     tensors: tuple[TensorHeader, ...]
+    lane: int = 0
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):

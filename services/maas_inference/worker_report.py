@@ -20,6 +20,9 @@ class WorkerReport:
     task: str = "text-classification"
     rows_apart: bool = False
     text_input: str = ""
+    padded_input: str = ""
+    padding_id: int = 0
     max_batch_rows: int = 0
+    lanes: int = 1
     cost_curve: tuple[tuple[int, float], ...] = ()
     load_seconds: float = 0.0

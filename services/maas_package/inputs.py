@@ -63,6 +63,11 @@ class InputPreparer:
         """How many word ids there are; None for a package without text."""
         return None if self._tokenizer is None else self._tokenizer.vocabulary_size
 
+    @property
+    def padding_id(self) -> int:
+        """The word id that fills rows up; 0 for a package without text."""
+        return 0 if self._tokenizer is None else self._tokenizer.padding_id
+
     def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the tensors for the engine, from either the text input or all tensor inputs.
 

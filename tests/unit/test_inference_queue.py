@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from maas_inference.front.failures import (
     DeadlineExpired,
     InputRefused,
     QueueFull,
+    QueueTooLong,
     ServedVersionNotFound,
     VersionNotReady,
     WorkerLost,
@@ -17,8 +19,9 @@ from maas_inference.front.failures import (
 from maas_inference.front.metrics import VersionMetrics
 from maas_inference.front.question import Answer, CallerGone, Group, Question
 from maas_inference.front.serving import Deployment
-from maas_inference.front.version_queue import MAX_WAITING_ROWS, VersionQueue, drop_if_gone
-from maas_inference.table import ServedDeployment, ServedVersion, Tensor
+from maas_inference.front.version_queue import VersionQueue, drop_if_gone
+from maas_inference.front.waiting import MAX_WAITING_ROWS
+from maas_inference.table import ServedDeployment, ServedVersion, ServingSettings, Tensor
 from maas_inference.wire import Batch, Refusal, Reply, TensorHeader
 
 SERVED = ServedVersion(
@@ -39,9 +42,12 @@ class Worker:
 
     def __init__(self) -> None:
         self.batches: list[tuple[Batch, bytes]] = []
+        self.has_two = asyncio.Event()
 
     def send(self, batch: Batch, parts: Sequence[bytes | memoryview]) -> None:
         self.batches.append((batch, b"".join(parts)))
+        if len(self.batches) == 2:
+            self.has_two.set()
 
     def close(self) -> None:
         """Nothing to hang up."""
@@ -79,8 +85,10 @@ def echo(queue: VersionQueue, batch: Batch, payload: bytes) -> None:
     queue.replied(Reply(batch.batch, 0, len(batch.rows), 0.001, (tensor,)), memoryview(payload))
 
 
-def new_queue(worker: Worker | None = None, served: ServedVersion = SERVED) -> VersionQueue:
-    queue = VersionQueue("reviews", served, VersionMetrics())
+def new_queue(
+    worker: Worker | None = None, served: ServedVersion = SERVED, settings: ServingSettings | None = None
+) -> VersionQueue:
+    queue = VersionQueue("reviews", served, VersionMetrics(), settings or ServingSettings())
     if worker is not None:
         queue.connected(worker)
     return queue
@@ -220,7 +228,7 @@ async def test_requests_that_are_tried_again_go_one_by_one_so_that_a_deadly_one_
 
 async def test_a_manager_that_is_started_again_is_a_restart_for_callers() -> None:
     queue = new_queue()
-    queue.serve(ServedVersion("1", "tiny", 4, "loading"))
+    queue.serve(ServedVersion("1", "tiny", 4, "loading"), ServingSettings())
     assert (queue.served.state, queue.served.inputs, queue.served.weight) == ("restarting", SERVED.inputs, 4)
     ask(queue, b"ab")
 
@@ -281,3 +289,127 @@ async def test_while_one_version_is_away_the_others_take_its_share() -> None:
     there, away = new_queue(Worker()), new_queue(served=ServedVersion("2", "tiny", 99, "restarting"))
     deployment = Deployment(ServedDeployment("reviews", (there.served, away.served)), {"1": there, "2": away})
     assert {deployment.choose("").served.version for _ in range(20)} == {"1"}
+
+
+STEEP = ((1, 1.0), (8, 1.01))
+RAGGED: Group = (("x", "UINT8", (-1,)),)
+
+
+def ask_ragged(queue: VersionQueue, *rows: bytes) -> Question:
+    now = time.monotonic()
+    question = Question(
+        RAGGED,
+        len(rows),
+        [b"".join(rows)],
+        arrived=now,
+        deadline=now + 60,
+        receive=Caller(),
+        answer=asyncio.get_running_loop().create_future(),
+        width=len(rows[0]),
+    )
+    queue.put(question)
+    return question
+
+
+async def test_shorter_rows_are_padded_to_the_longest_of_their_batch() -> None:
+    worker = Worker()
+    queue = new_queue(worker, replace(SERVED, padded_input="x", padding_id=0x2E, cost_curve=STEEP))
+    ask_ragged(queue, b"abc")
+    ask_ragged(queue, b"d", b"e")
+    ask_ragged(queue, b"fg")
+    await turn()
+    [(batch, payload)] = worker.batches
+    assert (batch.rows, batch.tensors[0].shape, payload) == ((1, 1, 2), (4, 3), b"abcfg.d..e..")
+
+
+async def test_rows_of_one_length_are_sent_as_they_came() -> None:
+    worker = Worker()
+    queue = new_queue(worker, replace(SERVED, padded_input="x", padding_id=0x2E))
+    ask_ragged(queue, b"abc")
+    await turn()
+    assert worker.batches[0][1] == b"abc"
+
+
+async def test_an_equal_request_is_answered_from_the_cache_without_the_worker() -> None:
+    worker = Worker()
+    queue = new_queue(worker, settings=ServingSettings(cache_bytes=1 << 20))
+    first = ask(queue, b"ab")
+    await turn()
+    echo(queue, *worker.batches[0])
+    assert await raw_of(first) == await raw_of(ask(queue, b"ab")) == b"ab"
+    ask(queue, b"cd")
+    await turn()
+    assert [payload for _, payload in worker.batches] == [b"ab", b"cd"]
+
+
+async def test_a_request_that_was_refused_is_not_kept_in_the_cache() -> None:
+    worker = Worker()
+    queue = new_queue(worker, settings=ServingSettings(cache_bytes=1 << 20))
+    bad = ask(queue, b"ab")
+    await turn()
+    queue.replied(Reply(0, 0, 1, 0.0, (), Refusal(True, "INPUT_VALUE_INVALID", "no")), memoryview(b""))
+    with pytest.raises(InputRefused):
+        await bad.answer
+    ask(queue, b"ab")
+    await turn()
+    assert len(worker.batches) == 2
+
+
+async def test_the_owners_settings_bound_batches_and_the_queue() -> None:
+    worker = Worker()
+    queue = new_queue(worker, settings=ServingSettings(max_batch_rows=3, max_queue_rows=5))
+    for _ in range(5):
+        ask(queue, b"ab")
+    with pytest.raises(QueueFull):
+        ask(queue, b"ab")
+    await turn()
+    assert [sum(batch.rows) for batch, _ in worker.batches] == [3, 2]
+
+
+async def test_rows_are_held_back_no_longer_than_the_owner_allows() -> None:
+    worker = Worker()
+    queue = new_queue(worker, replace(SERVED, cost_curve=STEEP), ServingSettings(max_queue_delay_seconds=0.01))
+    ask(queue, b"ab")
+    await turn()
+    ask(queue, b"cd")
+    await turn()
+    assert len(worker.batches) == 1
+    await asyncio.wait_for(worker.has_two.wait(), 10)
+    assert queue.metrics.releases == {"idle": 1, "delay": 1}
+
+
+async def test_who_would_wait_longer_than_he_can_is_refused_at_once() -> None:
+    worker = Worker()
+    queue = new_queue(worker)
+    for _ in range(24):
+        ask(queue, b"ab")
+    await turn()
+    echo(queue, *worker.batches[0])
+    await asyncio.sleep(0.02)  # what the next batch takes, as the queue sees it
+    echo(queue, *worker.batches[1])
+    for _ in range(100):
+        ask(queue, b"ab")
+    with pytest.raises(QueueTooLong) as caught:
+        ask(queue, b"ab", deadline=0.02)
+    assert 0 < caught.value.retry_after_seconds <= 1
+    ask(queue, b"ab", deadline=60.0)
+
+
+async def test_two_lanes_are_computed_side_by_side() -> None:
+    worker = Worker()
+    queue = new_queue(worker, replace(SERVED, lanes=2))
+    for _ in range(16):
+        ask(queue, b"ab")
+    await turn()
+    assert [(sum(batch.rows), batch.lane) for batch, _ in worker.batches] == [(8, 0), (8, 1)]
+
+
+async def test_how_long_a_batch_has_been_with_the_worker_is_known() -> None:
+    worker = Worker()
+    queue = new_queue(worker)
+    assert queue.oldest_in_flight_seconds(time.monotonic()) == 0
+    ask(queue, b"ab")
+    await turn()
+    assert queue.oldest_in_flight_seconds(time.monotonic() + 5) >= 5
+    echo(queue, *worker.batches[0])
+    assert queue.oldest_in_flight_seconds(time.monotonic()) == 0

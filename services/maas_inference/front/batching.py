@@ -1,16 +1,14 @@
 """When waiting rows become a batch.
 
-Nothing waits for a timer. While the worker is free, what waits goes at once: alone in the queue, a request loses no
-time. While the worker computes, a second batch is sent ahead, so that the engine need not wait for Python; but only
-once it has as many rows as pay, by the cost curve that the worker measured, or when the first is about to be done.
-Until then waiting is free: the engine is busy, and the rows of a larger batch cost less each.
+A worker has lanes: batches of different lanes are computed side by side. While the worker is free, what waits goes at
+once: alone in the queue, a request loses no time. While it computes, more may be sent: to another lane, or to the same
+one, to be ready when its batch is done. Whether that pays depends on what else the processor has to do, which no
+measurement at warm-up can tell; so there are several rules, and tuning.py finds out which one is best here and now.
 """
 
 from collections.abc import Sequence
-from typing import Final
-
-MAX_IN_FLIGHT: Final = 2
-"""Batches that are with a worker at once: one is computed, one is ready for when that is done."""
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 _OVERHEAD_SECONDS: Final = 100e-6
 """What a batch costs around the engine, in the front and in the worker, however many rows it has."""
@@ -22,14 +20,57 @@ _LEARNING_SHARE: Final = 0.1
 _MOST_SLOWDOWN: Final = 20.0
 
 
-class BatchingPolicy:
-    """Decides from a worker's cost curve, (rows, seconds) by ascending rows, when a batch is sent."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is sent to a worker that is busy.
 
-    def __init__(self, max_rows: int, cost_curve: Sequence[tuple[int, float]]) -> None:
-        self.max_rows = max_rows
-        self.enough_rows = _enough_rows(cost_curve, max_rows)
-        """A batch of so many rows is sent ahead."""
-        self._curve = cost_curve
+    `lanes`: how many batches are computed side by side. `patient`: a further lane is sent only as many rows as pay.
+    `ahead`: a second batch is sent to a busy lane, once it has as many rows as pay, or when the first is about to end.
+    """
+
+    lanes: int
+    patient: bool
+    ahead: bool
+
+
+class Release(NamedTuple):
+    """A batch is to be sent to `lane`. `reason`: `idle`, `lane`, `full`, `enough`, `handover` or `delay`."""
+
+    lane: int
+    reason: str
+
+
+class Lane:
+    """What is with one lane of a worker."""
+
+    __slots__ = ("batches", "expected_end")
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.expected_end = 0.0
+        """When the batch that was sent last is expected to be computed."""
+
+
+def rules_for(lanes: int) -> tuple[Rule, ...]:
+    """Return the rules that are worth trying with a worker of so many lanes; the first one is the one to begin with."""
+    one = (Rule(1, patient=True, ahead=True), Rule(1, patient=True, ahead=False))
+    if lanes == 1:
+        return one
+    return (
+        Rule(lanes, patient=True, ahead=False),
+        Rule(lanes, patient=False, ahead=False),
+        Rule(lanes, patient=True, ahead=True),
+        *one,
+    )
+
+
+class CostCurve:
+    """What a batch costs, from the worker's measurements, (rows, seconds) by ascending rows, and from what is seen."""
+
+    def __init__(self, points: Sequence[tuple[int, float]], max_rows: int) -> None:
+        self.enough_rows = _enough_rows(points, max_rows)
+        """Larger batches cost next to nothing less a row."""
+        self._points = points
         self._slowdown = 1.0
 
     def computed(self, rows: int, seconds: float) -> None:
@@ -38,31 +79,16 @@ class BatchingPolicy:
         if measured > 0.0:
             self._slowdown += _LEARNING_SHARE * (min(seconds / measured, _MOST_SLOWDOWN) - self._slowdown)
 
-    def cost_seconds(self, rows: int) -> float:
+    def seconds(self, rows: int) -> float:
         """Return how long the engine is expected to take for a batch; 0 without a curve."""
         return self._slowdown * self._measured_seconds(rows)
 
-    def release(self, waiting_rows: int, in_flight: int, expected_end: float, now: float) -> str:
-        """Return why a batch is to be sent now: `idle`, `full`, `enough` or `handover`; empty when it is not.
-
-        `expected_end`: when the batch that was sent last is expected to be computed.
-        """
-        if in_flight == 0:
-            return "idle"
-        if in_flight >= MAX_IN_FLIGHT:
-            return ""
-        if waiting_rows >= self.max_rows:
-            return "full"
-        if waiting_rows >= self.enough_rows:
-            return "enough"
-        return "handover" if now >= expected_end - _HANDOVER_SECONDS else ""
-
     def _measured_seconds(self, rows: int) -> float:
-        curve = self._curve
-        if not curve:
+        points = self._points
+        if not points:
             return 0.0
-        before_rows, before_seconds = curve[0]
-        for next_rows, next_seconds in curve:
+        before_rows, before_seconds = points[0]
+        for next_rows, next_seconds in points:
             if rows <= next_rows:
                 if next_rows == before_rows:
                     return next_seconds
@@ -72,9 +98,53 @@ class BatchingPolicy:
         return before_seconds * rows / before_rows
 
 
-def _enough_rows(curve: Sequence[tuple[int, float]], max_rows: int) -> int:
+class Pace:
+    """How long a row takes when the worker has always something to do: measured from answer to answer."""
+
+    def __init__(self) -> None:
+        self.seconds_per_row = 0.0
+        """0 while nothing is known."""
+        self._busy_since: float | None = None
+
+    def answered(self, rows: int, now: float, *, is_busy: bool) -> None:
+        """Take note of a batch. `is_busy`: whether the worker has more to do."""
+        if self._busy_since is not None:
+            seconds = (now - self._busy_since) / rows
+            share = _LEARNING_SHARE if self.seconds_per_row else 1.0
+            self.seconds_per_row += share * (seconds - self.seconds_per_row)
+        self._busy_since = now if is_busy else None
+
+
+def release(
+    rule: Rule, lanes: Sequence[Lane], waiting_rows: int, enough_rows: int, max_rows: int, now: float
+) -> Release | None:
+    """Return where waiting rows are to be sent now, and why; None when they wait."""
+    in_flight = sum([lane.batches for lane in lanes])
+    if not in_flight:
+        return Release(0, "idle")
+    open_lanes = range(rule.lanes)
+    free = next((index for index in open_lanes if not lanes[index].batches), None)
+    if free is not None:
+        if waiting_rows >= max_rows:
+            return Release(free, "full")
+        if waiting_rows >= enough_rows:
+            return Release(free, "enough")
+        return None if rule.patient else Release(free, "lane")
+    if not rule.ahead:
+        return None
+    soonest = min(open_lanes, key=lambda index: (lanes[index].batches, lanes[index].expected_end))
+    if lanes[soonest].batches > 1:
+        return None
+    if waiting_rows >= max_rows:
+        return Release(soonest, "full")
+    if waiting_rows >= enough_rows:
+        return Release(soonest, "enough")
+    return Release(soonest, "handover") if now >= lanes[soonest].expected_end - _HANDOVER_SECONDS else None
+
+
+def _enough_rows(points: Sequence[tuple[int, float]], max_rows: int) -> int:
     """Return the smallest measured number of rows that cost about as little each as the cheapest."""
-    costs = {rows: (seconds + _OVERHEAD_SECONDS) / rows for rows, seconds in curve if rows <= max_rows}
+    costs = {rows: (seconds + _OVERHEAD_SECONDS) / rows for rows, seconds in points if rows <= max_rows}
     if not costs:
         return 1
     cheapest = min(costs.values())

@@ -167,6 +167,12 @@ class QueueFull(Overloaded):
     reason = "QUEUE_FULL"
 
 
+class QueueTooLong(Overloaded):
+    """What waits already takes longer than the caller's time."""
+
+    reason = "QUEUE_TOO_LONG"
+
+
 class FrontNotReady(Unavailable):
     """The front has just started and was not told yet what is served."""
 

@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from maas_inference.front.answer_cache import AnswerCache
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -42,7 +44,7 @@ class Histogram:
 class VersionMetrics:
     """Numbers of one version of a deployment."""
 
-    __slots__ = ("batch_rows", "compute", "queue", "releases", "statuses", "total", "wait")
+    __slots__ = ("batch_rows", "cache", "compute", "queue", "releases", "statuses", "total", "wait")
 
     def __init__(self) -> None:
         self.queue = Histogram(_SECONDS)
@@ -55,6 +57,7 @@ class VersionMetrics:
         self.batch_rows = Histogram(_ROWS)
         self.releases: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
+        self.cache: AnswerCache | None = None
 
 
 class FrontMetrics(Collector):
@@ -94,7 +97,22 @@ class FrontMetrics(Collector):
         )
         for (status, reason), count in self._refused.items():
             refused.add_metric((status, reason), count)
-        yield from (requests, releases, refused)
+        yield from (requests, releases, refused, *self._caches())
+
+    def _caches(self) -> Iterable[Metric]:
+        lookups = CounterMetricFamily(
+            "maas_inference_cache_lookups", "Requests that were looked up in the cache, by whether they were there.",
+            labels=(*_LABELS, "result"),
+        )  # fmt: skip
+        size = GaugeMetricFamily(
+            "maas_inference_cache_bytes", "Bytes of the answers that are kept for equal requests.", labels=_LABELS
+        )
+        for labels, metrics in self._versions.items():
+            if metrics.cache is not None:
+                lookups.add_metric((*labels, "hit"), metrics.cache.hits)
+                lookups.add_metric((*labels, "miss"), metrics.cache.misses)
+                size.add_metric(labels, metrics.cache.size_bytes)
+        return (lookups, size)
 
     def _histograms(self) -> Iterator[Metric]:
         for attribute, name, documentation in (

@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
+from maas_inference.datatypes import BYTES
 from maas_inference.wire import TensorHeader
 
 Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
 """ASGI's receive."""
 
 Group: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""Name, datatype and shape of one row, for each input. Questions of one group can share a batch."""
+"""Name, datatype and shape of one row, for each input. Questions of one group can share a batch; -1 stands for a length
+that may differ from question to question, because shorter rows can be padded."""
 
 
 class CallerGone(Exception):
@@ -37,13 +39,17 @@ class Question:
         "answer",
         "arrived",
         "attempts",
+        "bulk",
+        "cache_key",
         "deadline",
         "group",
+        "length_class",
         "parts",
         "probed",
         "receive",
         "rows",
         "size_bytes",
+        "width",
     )
 
     def __init__(
@@ -56,6 +62,8 @@ class Question:
         deadline: float,
         receive: Receive,
         answer: "asyncio.Future[Answer]",
+        width: int = 0,
+        bulk: bool = False,
     ) -> None:
         self.group = group
         self.rows = rows
@@ -68,5 +76,13 @@ class Question:
         self.receive = receive
         """Tells whether the caller is still there."""
         self.answer = answer
+        self.width = width
+        """The length that stands as -1 in the group; 0 when there is none."""
+        self.length_class = (self.size_bytes // rows).bit_length() if width or group[0][1] == BYTES else 0
+        """About how long the rows are, as a power of two; 0 where all rows of the group are equally long."""
+        self.bulk = bulk
+        """Interactive questions go first."""
+        self.cache_key = b""
+        """Under which the answer is kept; empty when it is not."""
         self.attempts = 0
         self.probed = arrived

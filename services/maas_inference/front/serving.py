@@ -97,11 +97,11 @@ class Serving:
                 queue = self._queues.get(key)
                 if queue is None:
                     metrics = self._metrics.of_version(*key)
-                    queue = self._queues[key] = VersionQueue(served.deployment, version, metrics)
+                    queue = self._queues[key] = VersionQueue(served.deployment, version, metrics, served.settings)
                     self._connections[key] = _Connection(queue)
                     self._tasks.create_task(self._connections[key].run())
                 else:
-                    queue.serve(version)
+                    queue.serve(version, served.settings)
                 self._connections[key].point_to(version.socket_path)
                 queues[version.version] = queue
             deployments[served.deployment] = Deployment(served, queues)

@@ -1,32 +1,31 @@
-"""The requests that wait for one version of a deployment, and the batches that are with its worker."""
+"""One version of a deployment: the requests that wait for it, and the batches that are with its worker."""
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from maas_inference.datatypes import BYTES, join_elements, split_elements
-from maas_inference.front.batching import BatchingPolicy
+from maas_inference.datatypes import BYTES, ELEMENT_SIZES, join_elements, pack, split_elements
+from maas_inference.front.answer_cache import AnswerCache
+from maas_inference.front.batching import CostCurve, Lane, Pace, Release, release, rules_for
 from maas_inference.front.failures import (
     ComputeFailed,
     DeadlineExpired,
     InputRefused,
-    QueueFull,
+    QueueTooLong,
     VersionNotReady,
     WorkerLost,
     status_of,
 )
 from maas_inference.front.metrics import VersionMetrics
-from maas_inference.front.question import Answer, CallerGone, Group, Question
+from maas_inference.front.question import Answer, CallerGone, Question
+from maas_inference.front.tuning import Tuner
+from maas_inference.front.waiting import MAX_WAITING_ROWS, Waiting
 from maas_inference.front.worker_link import BatchSender
-from maas_inference.table import ServedVersion
+from maas_inference.table import ServedVersion, ServingSettings
 from maas_inference.wire import Batch, Refusal, Reply, TensorHeader
 from maas_runtime.failures import Failure
 
-MAX_WAITING_ROWS = 8192
-MAX_WAITING_BYTES = 512 << 20
-MAX_BATCH_BYTES = 64 << 20
 MAX_ATTEMPTS = 2
 """A request whose worker was lost is sent once more, alone: it may be what ended the worker."""
 MAX_RESTART_WAIT_SECONDS = 10.0
@@ -41,29 +40,42 @@ class _InFlight:
     questions: list[Question]
     rows: int
     sent: float
+    lane: int
+    epoch: int
     unanswered: int
 
 
 class VersionQueue:
-    """Bounded; one group of equal shapes at a time goes out, oldest first. Not for use by several threads."""
+    """What can share a batch goes out together, oldest first. Not for use by several threads."""
 
-    def __init__(self, deployment: str, served: ServedVersion, metrics: VersionMetrics) -> None:
+    def __init__(
+        self,
+        deployment: str,
+        served: ServedVersion,
+        metrics: VersionMetrics,
+        settings: ServingSettings,
+    ) -> None:
         self.deployment = deployment
-        self.served = served
         self.metrics = metrics
-        self._policy = _policy_of(served)
-        self._waiting: dict[Group, deque[Question]] = {}
-        self._waiting_rows = 0
-        self._waiting_bytes = 0
+        self.last_asked = time.monotonic()
+        """When the newest request came."""
+        self._waiting = Waiting(MAX_WAITING_ROWS)
         self._retried: set[Question] = set()
         self._in_flight: dict[int, _InFlight] = {}
+        self._in_flight_rows = 0
+        self._pace = Pace()
         self._next_batch = 0
-        self._expected_end = 0.0
         self._link: BatchSender | None = None
         self._link_gone_since = time.monotonic()
         self._pump_scheduled = False
+        self._delay_timer: asyncio.TimerHandle | None = None
         self._became_idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
+        self._lane_count = 0
+        self._cache: AnswerCache | None = None
+        self.served = served
+        self.settings = settings
+        self._take_up(served, settings)
 
     @property
     def is_connected(self) -> bool:
@@ -73,7 +85,7 @@ class VersionQueue:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is with the worker."""
-        return not self._waiting_rows and not self._in_flight
+        return not self._waiting.rows and not self._in_flight
 
     async def until_idle(self) -> None:
         """Wait until nothing waits and nothing is with the worker."""
@@ -81,29 +93,71 @@ class VersionQueue:
         if not self.is_idle:
             await self._became_idle.wait()
 
-    def serve(self, served: ServedVersion) -> None:
-        """Go on with what a new table says of the version."""
+    def serve(self, served: ServedVersion, settings: ServingSettings) -> None:
+        """Go on with what a new table says of the version and of its deployment's settings."""
         if served.state == "loading" and self.served.inputs:
             # A manager that was started again does not know yet what the version takes. For callers it is a restart.
             served = replace(self.served, state="restarting", weight=served.weight, socket_path=served.socket_path)
+        self._take_up(served, settings)
+        self._schedule_pump()
+
+    def _take_up(self, served: ServedVersion, settings: ServingSettings) -> None:
         self.served = served
-        self._policy = _policy_of(served)
+        self.settings = settings
+        self._max_rows = (settings.max_batch_rows or served.max_batch_rows) if served.joins_rows else 1
+        self._waiting.max_rows = settings.max_queue_rows or MAX_WAITING_ROWS
+        self._cost = CostCurve(served.cost_curve, self._max_rows)
+        if served.lanes != self._lane_count:
+            self._lane_count = served.lanes
+            self._lanes = [Lane() for _ in range(served.lanes)]
+            for in_flight in self._in_flight.values():
+                in_flight.lane = 0
+                self._lanes[0].batches += 1
+            self._tuner = Tuner(rules_for(served.lanes))
+        if settings.cache_bytes != (self._cache.bound_bytes if self._cache else 0):
+            self._cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
+        self.metrics.cache = self._cache
 
     def put(self, question: Question) -> None:
-        """Let a question wait for its batch. Raises QueueFull, VersionNotReady."""
+        """Let a question wait for its batch, unless its answer is known.
+
+        Raises QueueFull, QueueTooLong, VersionNotReady.
+        """
+        self.last_asked = question.arrived
+        if self._cache is not None:
+            question.cache_key = self._cache.key(question.group, question.rows, question.parts)
+            known = self._cache.get(question.cache_key)
+            if known is not None:
+                question.answer.set_result(known)
+                self.metrics.statuses["OK"] += 1
+                self.metrics.total.observe(time.monotonic() - question.arrived)
+                return
         if self._link is None and self.served.state not in ("ready", "restarting"):
             raise VersionNotReady(
                 f"version {self.served.version} of {self.deployment} is {self.served.state}",
                 retry_after_seconds=1.0,
             )
-        if (
-            self._waiting_rows + question.rows > MAX_WAITING_ROWS
-            or self._waiting_bytes + question.size_bytes > MAX_WAITING_BYTES
-        ):
-            raise QueueFull(
-                f"{self._waiting_rows} rows wait for {self.deployment}; retry later", retry_after_seconds=0.5
+        self._waiting.check_room(question)
+        self._check_time(question)
+        self._waiting.put(question)
+        if not self._pump_scheduled:
+            self._schedule_pump()
+
+    def _check_time(self, question: Question) -> None:
+        """Refuse who would wait for nothing: it costs less now than once its rows were carried to the worker.
+
+        Raises QueueTooLong.
+        """
+        before_rows = self._waiting.rows
+        if before_rows < self._max_rows:
+            return
+        seconds = self._pace.seconds_per_row * (before_rows + self._in_flight_rows + question.rows)
+        if question.arrived + seconds > question.deadline:
+            raise QueueTooLong(
+                f"{before_rows} rows wait for {self.deployment}, which takes longer than the caller's time; "
+                "retry later or allow more time",
+                retry_after_seconds=min(1.0, seconds),
             )
-        self._wait(question)
 
     def connected(self, link: BatchSender) -> None:
         """Send batches over `link` from now on."""
@@ -117,6 +171,8 @@ class VersionQueue:
         self._link = None
         self._link_gone_since = time.monotonic()
         lost, self._in_flight = self._in_flight, {}
+        self._in_flight_rows = 0
+        self._lanes = [Lane() for _ in self._lanes]
         for in_flight in reversed(lost.values()):
             for question in reversed(in_flight.questions):
                 if question.answer.done():
@@ -125,7 +181,7 @@ class VersionQueue:
                     self._fail(question, WorkerLost("the engine worker ended twice while it had the request"))
                 else:
                     self._retried.add(question)
-                    self._wait(question, first=True)
+                    self._waiting.put(question, first=True)
 
     def replied(self, reply: Reply, payload: memoryview) -> None:
         """Answer the callers that a reply is for."""
@@ -137,20 +193,33 @@ class VersionQueue:
             for question in questions:
                 self._fail(question, _failure_of(reply.refusal))
         else:
-            self._answer(questions, reply, payload)
+            self._answer(questions, reply, payload, in_flight.epoch)
         in_flight.unanswered -= reply.count
-        now = time.monotonic()
         self.metrics.compute.observe(reply.compute_seconds)
         if in_flight.unanswered <= 0:
             del self._in_flight[reply.batch]
-            if reply.count == len(in_flight.questions):
-                self._policy.computed(in_flight.rows, reply.compute_seconds)
-            self._expected_end = now + sum(self._policy.cost_seconds(left.rows) for left in self._in_flight.values())
-            self.metrics.wait.observe(max(0.0, now - in_flight.sent - reply.compute_seconds))
-            if self._waiting_rows:
+            self._lane_answered(in_flight, reply)
+            if self._waiting.rows:
                 self._schedule_pump()
             elif self._became_idle is not None and self.is_idle:
                 self._became_idle.set()
+
+    def _lane_answered(self, in_flight: _InFlight, reply: Reply) -> None:
+        now = time.monotonic()
+        self._in_flight_rows -= in_flight.rows
+        self._pace.answered(in_flight.rows, now, is_busy=not self.is_idle)
+        if reply.count == len(in_flight.questions):
+            self._cost.computed(in_flight.rows, reply.compute_seconds)
+        lane = self._lanes[in_flight.lane]
+        lane.batches -= 1
+        if lane.batches:
+            left = next(other for other in self._in_flight.values() if other.lane == in_flight.lane)
+            lane.expected_end = now + self._cost.seconds(left.rows)
+        self.metrics.wait.observe(max(0.0, now - in_flight.sent - reply.compute_seconds))
+
+    def oldest_in_flight_seconds(self, now: float) -> float:
+        """Return how long the batch that was sent first has been with the worker; 0 when there is none."""
+        return max((now - in_flight.sent for in_flight in self._in_flight.values()), default=0.0)
 
     def expire(self, now: float) -> None:
         """Answer those whose time is over, and those that no worker came back for."""
@@ -165,30 +234,16 @@ class VersionQueue:
 
     def to_probe(self, now: float) -> Iterator[Question]:
         """Yield the waiting questions whose callers should be asked whether they are still there."""
-        for questions in self._waiting.values():
-            for question in questions:
-                if now - question.probed > _PROBE_AFTER_SECONDS:
-                    question.probed = now
-                    yield question
+        for question in self._waiting:
+            if now - question.probed > _PROBE_AFTER_SECONDS:
+                question.probed = now
+                yield question
 
     def fail_all(self, message: str) -> None:
         """Answer everybody with UNAVAILABLE: the front ends."""
         for question in self._all_questions():
             if not question.answer.done():
                 self._fail(question, WorkerLost(message))
-
-    def _wait(self, question: Question, *, first: bool = False) -> None:
-        questions = self._waiting.get(question.group)
-        if questions is None:
-            questions = self._waiting[question.group] = deque()
-        if first:
-            questions.appendleft(question)
-        else:
-            questions.append(question)
-        self._waiting_rows += question.rows
-        self._waiting_bytes += question.size_bytes
-        if not self._pump_scheduled:
-            self._schedule_pump()
 
     def _schedule_pump(self) -> None:
         # After the callbacks that are already due, so that requests that arrived together leave together.
@@ -198,93 +253,90 @@ class VersionQueue:
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._link is not None and self._waiting_rows:
+        while self._link is not None and self._waiting.rows:
             if self._retried and self._must_wait_for_retried():
                 return
             now = time.monotonic()
-            reason = self._policy.release(self._waiting_rows, len(self._in_flight), self._expected_end, now)
-            if not reason:
+            order = release(
+                self._tuner.rule, self._lanes, self._waiting.rows, self._cost.enough_rows, self._max_rows, now
+            )
+            if order is None and self.settings.max_queue_delay_seconds is not None:
+                order = self._overdue(self.settings.max_queue_delay_seconds, now)
+            if order is None:
                 return
-            self._release(self._link, reason, now)
+            self._send(self._link, order, now)
 
     def _must_wait_for_retried(self) -> bool:
         """Say whether a request that is tried again is with the worker: if it ends another one, nobody else is hurt."""
         self._retried = {question for question in self._retried if not question.answer.done()}
         return bool(self._retried and self._in_flight)
 
-    def _release(self, link: BatchSender, reason: str, now: float) -> None:
-        group = self._oldest_group()
-        questions = self._take(group, now)
+    def _overdue(self, max_delay_seconds: float, now: float) -> Release | None:
+        """Return a release for rows that were held back as long as the owner allows; else look again when they are."""
+        lane = min(range(len(self._lanes)), key=lambda index: self._lanes[index].batches)
+        if self._lanes[lane].batches > 1:
+            return None
+        left_seconds = self._waiting.oldest_arrival() + max_delay_seconds - now
+        if left_seconds <= 0.0:
+            return Release(lane, "delay")
+        if self._delay_timer is not None:
+            self._delay_timer.cancel()
+        self._delay_timer = self._loop.call_later(left_seconds, self._schedule_pump)
+        return None
+
+    def _send(self, link: BatchSender, order: Release, now: float) -> None:
+        taken = self._waiting.take(self._max_rows, self._cost.enough_rows, self._end_of_next_batch(order.lane, now))
+        for question in taken.expired:
+            self._fail(question, DeadlineExpired("the caller's time was over before there was an answer"))
+        questions = taken.questions
         if not questions:
             return
-        rows = tuple([question.rows for question in questions])
-        total_rows = sum(rows)
         batch = self._next_batch
         self._next_batch += 1
         for question in questions:
             question.attempts += 1
             self.metrics.queue.observe(now - question.arrived)
-        tensors = []
-        parts: list[bytes | memoryview] = []
-        for index, (name, datatype, row_shape) in enumerate(group):
-            pieces = [question.parts[index] for question in questions]
-            tensors.append(TensorHeader(name, datatype, (total_rows, *row_shape), sum(map(len, pieces))))
-            parts += pieces
-        self._in_flight[batch] = _InFlight(questions, total_rows, now, len(questions))
-        self._expected_end = max(self._expected_end, now) + self._policy.cost_seconds(total_rows)
-        self.metrics.releases[reason] += 1
-        self.metrics.batch_rows.observe(total_rows)
-        link.send(Batch(batch, rows, tuple(tensors)), parts)
+        self._in_flight[batch] = _InFlight(questions, taken.rows, now, order.lane, self._tuner.epoch, len(questions))
+        self._in_flight_rows += taken.rows
+        lane = self._lanes[order.lane]
+        lane.batches += 1
+        lane.expected_end = max(lane.expected_end, now) + self._cost.seconds(taken.rows)
+        self.metrics.releases[order.reason] += 1
+        self.metrics.batch_rows.observe(taken.rows)
+        tensors, parts = _joined(questions, taken.rows, self.served.padding_id)
+        link.send(Batch(batch, tuple([question.rows for question in questions]), tensors, order.lane), parts)
 
-    def _oldest_group(self) -> Group:
-        if len(self._waiting) == 1:
-            return next(iter(self._waiting))
-        return min(self._waiting, key=lambda group: self._waiting[group][0].arrived)
+    def _end_of_next_batch(self, lane: int, now: float) -> float:
+        """Return when a batch that is sent now will be computed: who has no time until then is not computed for.
 
-    def _take(self, group: Group, now: float) -> list[Question]:
-        """Take what fits into one batch; whoever is answered already, or has no time left, stays out of it."""
-        questions = self._waiting[group]
-        taken: list[Question] = []
-        rows = size_bytes = 0
-        while questions:
-            question = questions[0]
-            if taken and (
-                rows + question.rows > self._policy.max_rows
-                or size_bytes + question.size_bytes > MAX_BATCH_BYTES
-                or taken[0].attempts
-                or question.attempts
-            ):
-                break
-            questions.popleft()
-            self._waiting_rows -= question.rows
-            self._waiting_bytes -= question.size_bytes
-            if question.answer.done():
-                continue
-            if now >= question.deadline:
-                self._fail(question, DeadlineExpired("the caller's time was over before there was an answer"))
-                continue
-            taken.append(question)
-            rows += question.rows
-            size_bytes += question.size_bytes
-        if not questions:
-            del self._waiting[group]
-        return taken
+        With a worker that has nothing else to do it is tried all the same.
+        """
+        if not self._in_flight:
+            return now
+        rows = min(self._waiting.rows, self._max_rows)
+        return max(now, self._lanes[lane].expected_end) + self._cost.seconds(rows)
 
-    def _answer(self, questions: Sequence[Question], reply: Reply, payload: memoryview) -> None:
+    def _answer(self, questions: Sequence[Question], reply: Reply, payload: memoryview, epoch: int) -> None:
         now = time.monotonic()
         rows = [question.rows for question in questions]
         columns = list(_split(reply.tensors, payload, rows))
         shapes: dict[int, tuple[tuple[int, ...], ...]] = {}
         answered = 0
+        seconds = 0.0
         for index, question in enumerate(questions):
             if not question.answer.done():
                 if question.rows not in shapes:
                     shapes[question.rows] = _shapes(reply.tensors, None if len(rows) == 1 else question.rows)
-                raws = [column[index] for column in columns]
-                question.answer.set_result(Answer(reply.tensors, shapes[question.rows], raws))
-                self.metrics.total.observe(now - question.arrived)
+                answer = Answer(reply.tensors, shapes[question.rows], [column[index] for column in columns])
+                question.answer.set_result(answer)
+                if question.cache_key and self._cache is not None:
+                    self._cache.put(question.cache_key, answer)
+                total = now - question.arrived
+                self.metrics.total.observe(total)
+                seconds += total
                 answered += 1
         self.metrics.statuses["OK"] += answered
+        self._tuner.answered(epoch, answered, seconds, now)
 
     def _fail(self, question: Question, failure: Failure) -> None:
         if not question.answer.done():
@@ -292,8 +344,7 @@ class VersionQueue:
             self.metrics.statuses[status_of(failure).name] += 1
 
     def _all_questions(self) -> Iterator[Question]:
-        for questions in self._waiting.values():
-            yield from questions
+        yield from self._waiting
         for in_flight in self._in_flight.values():
             yield from in_flight.questions
 
@@ -308,8 +359,36 @@ async def drop_if_gone(question: Question) -> None:
         question.answer.set_exception(CallerGone())
 
 
-def _policy_of(served: ServedVersion) -> BatchingPolicy:
-    return BatchingPolicy(served.max_batch_rows if served.joins_rows else 1, served.cost_curve)
+def _joined(
+    questions: Sequence[Question], rows: int, padding_id: int
+) -> tuple[tuple[TensorHeader, ...], list[bytes | memoryview]]:
+    """Return the batch's tensors and their bytes: the questions' rows one after the other, padded to the longest."""
+    width = max([question.width for question in questions])
+    tensors = []
+    parts: list[bytes | memoryview] = []
+    for index, (name, datatype, row_shape) in enumerate(questions[0].group):
+        if -1 in row_shape:
+            pieces = [_padded(question, question.parts[index], datatype, width, padding_id) for question in questions]
+            row_shape = tuple([width if size == -1 else size for size in row_shape])
+        else:
+            pieces = [question.parts[index] for question in questions]
+        tensors.append(TensorHeader(name, datatype, (rows, *row_shape), sum(map(len, pieces))))
+        parts += pieces
+    return tuple(tensors), parts
+
+
+def _padded(
+    question: Question, raw: bytes | memoryview, datatype: str, width: int, padding_id: int
+) -> bytes | memoryview:
+    """Return a question's rows with `width` elements each."""
+    missing = width - question.width
+    if not missing:
+        return raw
+    padding = pack(datatype, [padding_id]) * missing
+    row_bytes = question.width * ELEMENT_SIZES[datatype]
+    return b"".join(
+        [part for begin in range(0, len(raw), row_bytes) for part in (raw[begin : begin + row_bytes], padding)]
+    )
 
 
 def _failure_of(refusal: Refusal) -> Failure:

@@ -91,6 +91,9 @@ class Keeper:
             task=report.task,
             rows_apart=report.rows_apart,
             text_input=report.text_input,
+            padded_input=report.padded_input,
+            padding_id=report.padding_id,
+            lanes=report.lanes,
             max_batch_rows=report.max_batch_rows or self._options.max_batch_rows,
             cost_curve=report.cost_curve,
         )

@@ -32,6 +32,8 @@ class WorkerOptions:
 
     run_dir: Path
     engine_threads: int
+    lanes: int
+    """How many batches a worker computes side by side."""
     max_batch_rows: int
 
 
@@ -72,6 +74,7 @@ async def running_worker(package: Path, options: WorkerOptions, name: str) -> As
         f"--package={package}",
         f"--socket={socket_path}",
         f"--threads={options.engine_threads}",
+        f"--lanes={options.lanes}",
         f"--max-batch-rows={options.max_batch_rows}",
         f"--parent-pid={os.getpid()}",
         stdout=PIPE,

@@ -15,7 +15,7 @@ from types import FrameType
 
 import msgspec
 
-from maas_engine.engine import choose_servable
+from maas_engine.engine import BUILT_IN_ENGINES, choose_servable
 from maas_engine.measure import cost_curve
 from maas_engine.predictor import Predictor, open_predictor
 from maas_inference.table import Tensor
@@ -42,6 +42,7 @@ class WorkerSettings:
     socket: Path
     threads: int
     max_batch_rows: int
+    lanes: int
     parent_pid: int
 
     @classmethod
@@ -53,6 +54,7 @@ class WorkerSettings:
         parser.add_argument("--socket", type=Path, required=True)
         parser.add_argument("--threads", type=int, default=1)
         parser.add_argument("--max-batch-rows", type=int, default=32)
+        parser.add_argument("--lanes", type=int, default=1)
         parser.add_argument("--parent-pid", type=int, default=os.getppid())
         return cls(**vars(parser.parse_args(arguments)))
 
@@ -75,7 +77,9 @@ def main() -> None:
         _report(WorkerReport(failure=failure.message, reason=failure.reason))
         sys.exit(1)
     manifest = package.manifest
-    server = WorkerServer(_Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs})
+    # Code that is not ours may hold state that two batches at once would spoil.
+    lanes = settings.lanes if servable.engine in BUILT_IN_ENGINES and not manifest.steps else 1
+    server = WorkerServer(_Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs}, lanes)
     listener = server.listen(settings.socket)
     _report(
         WorkerReport(
@@ -87,7 +91,10 @@ def main() -> None:
             task=manifest.task,
             rows_apart=manifest.rows_apart,
             text_input=manifest.text.input if manifest.text else "",
+            padded_input=manifest.text.feeds if manifest.text else "",
+            padding_id=predictor.preparer.padding_id,
             max_batch_rows=settings.max_batch_rows,
+            lanes=lanes,
             cost_curve=tuple(sorted(curve.items())),
             load_seconds=time.monotonic() - started,
         )
