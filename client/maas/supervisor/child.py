@@ -15,7 +15,7 @@ from maas.supervisor.log_file import BoundedLog
 from maas.supervisor.readiness import Probe
 
 EXIT_CANNOT_START = 78
-"""Exit status of a process that a person has to help; maas_runtime.server says the same."""
+"""Exit status of a process that a person has to help; maas_runtime.exit_status says the same."""
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _PROBE_SECONDS = 0.05

@@ -9,8 +9,8 @@ from typing import Any
 
 from maas_inference.front.envoy_filter import envoy_environment, filter_config, path_guard_config
 from maas_runtime.envoy import envoy_binary
+from maas_runtime.exit_status import EXIT_CANNOT_START
 from maas_runtime.failures import Failure
-from maas_runtime.server import EXIT_CANNOT_START
 from maas_runtime.settings import Environment
 
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
