@@ -1,6 +1,7 @@
 """A closed loop of requests, made by h2load (Debian's nghttp2-client), the same generator for every server."""
 
 import json
+import math
 import resource
 import shutil
 import statistics
@@ -22,6 +23,8 @@ from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 ANSWER_TIMEOUT_SECONDS = 90.0
+_FIRST_ANSWER_MS = 100
+"""What h2load runs longer, for what goes before the first answer."""
 
 Wire = Literal["grpc", "json"]
 """`grpc`: Open Inference Protocol v2; `json`: POST /predict over HTTP/1.1, for servers that have no v2."""
@@ -115,7 +118,7 @@ def run_load(
 ) -> Load:
     """Send one question again and again, `in_flight` at once, over as many connections or over `connections`.
 
-    The first `warm` seconds are not counted. `answer_bytes` is the length of a good gRPC answer's body: errors come
+    What is answered within `seconds` counts, beginning `warm` seconds after the first answer. `answer_bytes` is the length of a good gRPC answer's body: errors come
     with HTTP status 200 and no body, so what is missing from the bytes received counts as failed.
     """
     connections = connections or in_flight
@@ -123,7 +126,14 @@ def run_load(
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(question.body())
         command = ["h2load", "-t", "1", "-c", str(connections), "-m", str(in_flight // connections)]
-        command += ["-D", f"{round((seconds + warm) * 1000)}ms", "-d", str(body), "--log-file", str(log)]
+        command += [
+            "-D",
+            f"{round((seconds + warm) * 1000) + _FIRST_ANSWER_MS}ms",
+            "-d",
+            str(body),
+            "--log-file",
+            str(log),
+        ]
         if question.wire == "grpc":
             command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         else:
@@ -139,15 +149,15 @@ def run_load(
     failed = len(rows) - len(good)
     if question.wire == "grpc":
         failed += max(0, round(len(good) - _data_bytes(done.stdout) / answer_bytes))
-    ended = sorted((start + micros, micros) for start, micros in good)
-    counted = [(end, micros) for end, micros in ended if end > ended[0][0] + warm * 1e6]
-    if len(counted) < 2:
-        raise RuntimeError(f"{len(counted)} answers after the warm-up are too few; load for more seconds")
-    times = sorted(micros / 1000 for _, micros in counted)
+    ends = [start + micros for start, micros in good]
+    begin = min(ends) + warm * 1e6
+    times = sorted(
+        micros / 1000 for end, (_, micros) in zip(ends, good, strict=True) if begin < end <= begin + seconds * 1e6
+    )
     return Load(
-        (len(counted) - 1) / ((counted[-1][0] - counted[0][0]) / 1e6),
-        statistics.median(times),
-        times[min(len(times) - 1, int(len(times) * 0.99))],
+        len(times) / seconds,
+        statistics.median(times) if times else math.nan,
+        times[min(len(times) - 1, int(len(times) * 0.99))] if times else math.nan,
         failed,
         (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / spent,
     )
