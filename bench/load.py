@@ -118,8 +118,9 @@ def run_load(
 ) -> Load:
     """Send one question again and again, `in_flight` at once, over as many connections or over `connections`.
 
-    What is answered within `seconds` counts, beginning `warm` seconds after the first answer. `answer_bytes` is the length of a good gRPC answer's body: errors come
-    with HTTP status 200 and no body, so what is missing from the bytes received counts as failed.
+    What is answered within `seconds` counts, beginning `warm` seconds after the first answer. `answer_bytes` is the
+    length of a good gRPC answer's body: errors come with HTTP status 200 and no body, so what is missing from the bytes
+    received counts as failed.
     """
     connections = connections or in_flight
     with tempfile.TemporaryDirectory() as folder:
