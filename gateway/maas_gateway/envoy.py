@@ -12,8 +12,8 @@ from google.protobuf import json_format
 from maas_gateway.api.bootstrap import BootstrapSettings, bootstrap_for
 from maas_gateway.settings import ENVOY_ADMIN_SOCKET, EnvoySettings
 from maas_runtime.envoy import envoy_binary
+from maas_runtime.exit_status import EXIT_CANNOT_START
 from maas_runtime.failures import Failure, Unavailable
-from maas_runtime.server import EXIT_CANNOT_START
 
 _ENVOY_LOG_LEVELS = {"DEBUG": "debug", "INFO": "warning", "WARNING": "warning", "ERROR": "error"}
 """Envoy tells at `info` what belongs to the start of every process; that is DEBUG here."""

@@ -156,11 +156,13 @@ def cost_curve(
         batch = examples.batch(count, seed=count)
         share_end = begin + (end - begin) / (len(counts) - index)
         times: list[float] = []
-        while len(times) < _COST_CURVE_RUNS and (not times or clock() + times[-1] <= share_end):
+        while len(times) < _COST_CURVE_RUNS:
+            # The first run of a shape costs more than the others, so a second is worth more than its share.
+            if times and clock() + times[-1] > (end if len(times) == 1 else share_end):
+                break
             started = clock()
             predictor.run(batch)
             times.append(clock() - started)
-        # What the first run of a shape costs is not what the others cost.
         curve[count] = float(np.median(times[1:] or times))
     return curve
 

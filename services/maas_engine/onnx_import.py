@@ -91,6 +91,12 @@ class OnnxNotRunnable(InvalidInput):
     reason = "ONNX_NOT_RUNNABLE"
 
 
+class OnnxPaddingCounts(InvalidInput):
+    """A text's answer depends on how long the other texts of its batch are."""
+
+    reason = "ONNX_PADDING_COUNTS"
+
+
 class OnnxUnavailable(InvalidInput):
     """Reading ONNX files needs a library that is not installed here."""
 
@@ -235,6 +241,8 @@ def _tried(package: Package, servable: Servable, log: Log) -> tuple[Package, lis
             package.manifest,
             outputs=tuple(_seen(spec, answers[0][spec.name]) for spec in package.manifest.outputs),
         )
+        if manifest.text is not None:
+            _check_padding(predictor, alone[0], answers[0])
         if manifest.joins_rows:
             manifest = _with_rows(manifest, predictor, alone, answers, log)
     except InputsRefused as error:
@@ -277,6 +285,20 @@ def _with_rows(
         return manifest
     log("rows computed together get other answers than alone: requests are not batched")
     return replace(manifest, rows_apart=True)
+
+
+def _check_padding(predictor: Predictor, batch: Mapping[str, Array], answer: Mapping[str, Array]) -> None:
+    """Raise OnnxPaddingCounts when a row gets another answer with padding at its end."""
+    padded = {
+        name: np.pad(ids, ((0, 0), (0, 8)), constant_values=predictor.preparer.padding_id)
+        for name, ids in batch.items()
+    }
+    padded_answer = predictor.compute(padded)
+    if not all(_same_rows(padded_answer[name], [answer[name]]) for name in answer):
+        raise OnnxPaddingCounts(
+            "a row of word ids gets another answer when padded, and texts of one batch are padded to the longest; "
+            "export the model with its mask made of the ids, or import it without a tokenizer"
+        )
 
 
 def _same_rows(together: Array, alone: list[Array]) -> bool:

@@ -85,7 +85,7 @@ class Predictor:
         rows = next(iter(inputs.values())).shape[:1] if self._joins_rows else ()
         for name, dtype, dimensions in self._outputs:
             tensor = outputs.get(name)
-            if tensor is None:
+            if not isinstance(tensor, np.ndarray):
                 raise OutputsWrong(f"the model gives {', '.join(outputs) or 'nothing'}, and no {name}", name=name)
             if tensor.dtype != dtype or tensor.ndim != dimensions or tensor.shape[: len(rows)] != rows:
                 raise OutputsWrong(

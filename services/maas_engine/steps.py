@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+
 from maas_engine.engine import first_line
 from maas_package.manifest import JsonObject, Manifest, StepRef
 from maas_package.tensors import Array
@@ -129,7 +131,7 @@ def _make_step(reference: StepRef) -> Step:
 
 def _call(name: str, function: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
     try:
-        return function()
+        tensors = function()
     except InvalidInput:
         raise
     except ValueError as error:
@@ -137,3 +139,6 @@ def _call(name: str, function: Callable[[], Mapping[str, Array]]) -> Mapping[str
     # Somebody else's code: whatever it raises fails these rows, and nothing else.
     except Exception as error:
         raise StepFailed(f"the step {name} failed: {type(error).__name__}: {first_line(error)}", name=name) from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(one, np.ndarray) for one in tensors.values()):
+        raise StepFailed(f"the step {name} gives something else than numpy arrays by name", name=name)
+    return tensors

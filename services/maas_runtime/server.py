@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from maas_runtime.exit_status import EXIT_CANNOT_START
 from maas_runtime.failures import Failure, Unavailable
 from maas_runtime.interceptor import CallInterceptor
 from maas_runtime.logs import configure_logging
@@ -24,9 +25,6 @@ from maas_runtime.settings import ProcessSettings
 from maas_runtime.validation import RequestValidator
 
 logger = logging.getLogger(__name__)
-
-EXIT_CANNOT_START = 78
-"""Exit status of a process that a person has to help: wrong settings, a port in use, a folder it cannot write to."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a share of the connections

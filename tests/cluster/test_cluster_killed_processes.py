@@ -101,6 +101,16 @@ def test_a_killed_engine_worker_costs_nobody_an_answer(cluster: Cluster, reviews
     assert not traffic.failures, f"{traffic.failures}\n{cluster.logs()}"
 
 
+def test_processes_that_hang_are_killed_and_started_again(cluster: Cluster, reviews: str) -> None:
+    before = cluster.pids()
+    for process in [*SERVICES, "envoy"]:
+        os.kill(before[process], signal.SIGSTOP)
+    until(
+        lambda: all(pid not in (0, before[name]) for name, pid in cluster.pids().items()), 60, "all are new processes"
+    )
+    until(lambda: well_again(cluster, reviews), 2 * RECOVERY_SECONDS, "the cluster is well after all hung")
+
+
 def test_what_was_acknowledged_is_there_after_every_service_was_killed(cluster: Cluster, reviews: str) -> None:
     cluster.maas("models", "alias", "reviews@2", "kept")
     pids = cluster.pids()

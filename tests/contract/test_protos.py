@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc.model_config_pb2 as triton_config
 import tritonclient.grpc.service_pb2 as triton
 from google.api import field_behavior_pb2
 from google.protobuf import message_factory
@@ -124,6 +125,10 @@ def wire_shape(message: object) -> dict[str, tuple[int, int, int]]:
         "ServerLiveRequest", "ServerLiveResponse", "ServerReadyRequest", "ServerReadyResponse", "ModelReadyRequest",
         "ModelReadyResponse", "ServerMetadataRequest", "ServerMetadataResponse", "ModelMetadataRequest",
         "ModelMetadataResponse", "ModelInferRequest", "ModelInferResponse", "InferParameter", "InferTensorContents",
+        "ModelStreamInferResponse", "ModelConfigRequest", "ModelConfigResponse", "ModelStatisticsRequest",
+        "ModelStatisticsResponse", "StatisticDuration", "RepositoryIndexRequest", "RepositoryIndexResponse",
+        "ModelRepositoryParameter", "RepositoryModelLoadRequest", "RepositoryModelLoadResponse",
+        "RepositoryModelUnloadRequest", "RepositoryModelUnloadResponse",
     ],
 )  # fmt: skip
 def test_oip_messages_are_on_the_wire_what_tritonclient_sends(name: str) -> None:
@@ -132,6 +137,22 @@ def test_oip_messages_are_on_the_wire_what_tritonclient_sends(name: str) -> None
     for nested in ours.nested_types:
         if not nested.GetOptions().map_entry:
             assert wire_shape(nested) == wire_shape(theirs.nested_types_by_name[nested.name])
+
+
+@pytest.mark.parametrize("name", ["ModelStatistics", "InferStatistics", "ModelConfig", "ModelInput", "ModelOutput"])
+def test_oip_messages_of_which_we_give_a_part_have_the_same_numbers(name: str) -> None:
+    theirs = wire_shape(getattr(triton if hasattr(triton, name) else triton_config, name).DESCRIPTOR)
+    assert wire_shape(getattr(oip, name).DESCRIPTOR).items() <= theirs.items()
+
+
+def test_oip_methods_and_types_are_those_that_tritonclient_calls() -> None:
+    ours = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    theirs = triton.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    for name, method in ours.items():
+        assert method.client_streaming == theirs[name].client_streaming
+        assert method.input_type.name == theirs[name].input_type.name
+        assert method.output_type.name == theirs[name].output_type.name
+    assert dict(oip.DataType.items()) == dict(triton_config.DataType.items())
 
 
 def test_an_oip_request_of_tritonclient_is_read_by_our_stubs() -> None:

@@ -39,9 +39,10 @@ from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
 from maas.training.v1 import training_job_pb2, training_service_pb2
 from maas.training.v1.training_service_pb2_grpc import TrainingServiceServicer, add_TrainingServiceServicer_to_server
+from maas_runtime.exit_status import EXIT_CANNOT_START
 from maas_runtime.failures import NotFound
 from maas_runtime.metrics import metrics_page, process_metrics
-from maas_runtime.server import EXIT_CANNOT_START, GrpcService, build_server
+from maas_runtime.server import GrpcService, build_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

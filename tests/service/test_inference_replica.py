@@ -131,7 +131,7 @@ async def running(package: Path, home: Path, budget: int = ROOMY) -> AsyncIterat
         run_dir = Path(folder)
         fronts = Fronts()
         replica = Replica(
-            ReplicaOptions(WorkerOptions(run_dir, engine_threads=1, max_batch_rows=8), budget),
+            ReplicaOptions(WorkerOptions(run_dir, engine_threads=1, lanes=1, max_batch_rows=8), budget),
             Folder(package),
             fronts,
             DesiredFile(home / "desired.json"),
@@ -204,7 +204,7 @@ async def test_loading_what_cannot_be_loaded_says_why(package: Path, tmp_path: P
     async with running(package, tmp_path) as run:
         run.want(one=WorkerSettings(on_demand=True, engine="nothing"))
         await until(lambda: (ONE, VERSION) in run.replica.keepers)
-        with pytest.raises(DeploymentNotLoaded, match="no servable for nothing"):
+        with pytest.raises(DeploymentNotLoaded, match="none for nothing that runs here"):
             await run.replica.load(ONE)
 
 

@@ -1,29 +1,25 @@
 """ONNX files that the project never saw: made into packages, and served by a real worker."""
 
-import asyncio
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from one_worker import running_worker
 from onnx import TensorProto, helper, numpy_helper
 from plain_cluster import PlainCluster, serving
 from typer.testing import CliRunner
 
 from maas.cli.app import app
 from maas_engine.predictor import open_predictor
-from maas_inference.datatypes import BYTES, join_elements, split_elements
-from maas_inference.manager.worker_process import WorkerOptions, running_worker
-from maas_inference.wire import GREETING, Batch, FrameReader, TensorHeader, decode_reply, frame_head
 from maas_package.package import read_package
-from maas_package.tensors import Array, numpy_type
+from maas_package.tensors import Array
 from maas_package.text import build_word_tokenizer
 
 
@@ -76,47 +72,7 @@ def imported(file: Path, folder: Path, *options: str) -> dict[str, Any]:
     return result
 
 
-async def ask(package: Path, run_dir: Path, inputs: dict[str, tuple[str, Array]], rows: tuple[int, ...]) -> list[Any]:
-    """Start a worker, send it one batch, and return its replies."""
-    options = WorkerOptions(run_dir, engine_threads=1, max_batch_rows=8)
-    async with running_worker(package, options, "worker") as worker:
-        assert not worker.report.failure
-        return await asyncio.to_thread(_ask, worker.socket_path, inputs, rows)
-
-
-def _ask(path: str, inputs: dict[str, tuple[str, Array]], rows: tuple[int, ...]) -> list[Any]:
-    headers, raws = [], []
-    for name, (datatype, tensor) in inputs.items():
-        raw = join_elements(tensor.tolist()) if datatype == BYTES else tensor.tobytes()
-        headers.append(TensorHeader(name, datatype, tensor.shape, len(raw)))
-        raws.append(raw)
-    with closing(socket.socket(socket.AF_UNIX)) as connection:
-        connection.settimeout(30)
-        connection.connect(path)
-        received = connection.recv(len(GREETING), socket.MSG_WAITALL)
-        assert received == GREETING
-        connection.sendall(b"".join([frame_head(Batch(1, rows, tuple(headers))), *raws]))
-        reader, replies, answered = FrameReader(), [], 0
-        while answered < len(rows):
-            for header, payload in reader.feed(connection.recv(1 << 16)):
-                reply = decode_reply(header)
-                answered += reply.count
-                replies.append((reply, _tensors(reply.tensors, payload)))
-        return replies
-
-
-def _tensors(headers: tuple[TensorHeader, ...], payload: memoryview) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for header in headers:
-        raw, payload = payload[: header.size_bytes], payload[header.size_bytes :]
-        if header.datatype == BYTES:
-            tensors[header.name] = split_elements(raw)
-        else:
-            tensors[header.name] = np.frombuffer(raw, numpy_type(header.datatype)).reshape(header.shape).tolist()
-    return tensors
-
-
-async def test_a_graph_of_inputs_of_several_types_is_served_by_a_worker(tmp_path: Path) -> None:
+def test_a_graph_of_inputs_of_several_types_is_served_by_a_worker(tmp_path: Path) -> None:
     result = imported(two_inputs(tmp_path / "any.onnx"), tmp_path / "package")
     assert result["inputs"] == ["features FP32 [-1, 3]", "flag BOOL [-1, 1]", "name BYTES [-1]"]
     assert result["outputs"] == ["score FP32 [-1, 2]", "echo BYTES [-1]"]
@@ -127,7 +83,9 @@ async def test_a_graph_of_inputs_of_several_types_is_served_by_a_worker(tmp_path
         "flag": ("BOOL", np.array([[True], [False], [True]])),
         "name": ("BYTES", np.array([b"a", "ü".encode(), b""], object)),
     }
-    [(reply, outputs)] = await ask(tmp_path / "package", tmp_path, inputs, rows=(1, 2))
+    with running_worker(tmp_path / "package", tmp_path) as worker:
+        assert (worker.report["failure"], worker.report["task"]) == ("", "tensors")
+        [(reply, outputs)] = worker.ask(inputs, rows=(1, 2))
     assert reply.refusal is None
     assert outputs == {"score": [[0, 1], [0, 0], [6, 9]], "echo": [b"a", "ü".encode(), b""]}
 
@@ -196,17 +154,18 @@ def test_weights_beside_the_file_are_taken_along(tmp_path: Path) -> None:
     assert imported(tmp_path / "any.onnx", tmp_path / "again")["reason"] == "ONNX_DATA_MISSING"
 
 
-def classifier(path: Path) -> Path:
-    """Word ids to logits: the mean of their vectors."""
+def classifier(path: Path, padding_counts: bool = False) -> Path:
+    """Word ids to logits: the sum of their vectors."""
+    vectors = np.eye(12, 2, k=-1 - padding_counts, dtype=np.float32) + np.eye(12, 2, dtype=np.float32) * padding_counts
     return save(
         path,
         [
             helper.make_node("Gather", ["vectors", "ids"], ["embedded"]),
-            helper.make_node("ReduceMean", ["embedded"], ["logits"], axes=[1], keepdims=0),
+            helper.make_node("ReduceSum", ["embedded", "time"], ["logits"], keepdims=0),
         ],
         [value("ids", TensorProto.INT64, ["n", "t"])],
         [value("logits", TensorProto.FLOAT, ["n", 2])],
-        {"vectors": np.eye(12, 2, dtype=np.float32)},
+        {"vectors": vectors, "time": np.array([1], np.int64)},
     )
 
 
@@ -220,6 +179,15 @@ def test_a_text_classifier_takes_its_tokenizer_and_labels(tmp_path: Path) -> Non
     predictor = open_predictor(package)
     assert predictor.predict_texts(["one two"]).predicted.shape == (1,)
     predictor.close()
+
+
+def test_a_model_of_texts_that_padding_changes_is_refused(tmp_path: Path) -> None:
+    # Texts of one batch are padded to the longest of them.
+    build_word_tokenizer(["one two three"], 12).save(tmp_path / "words.json")
+    graph = classifier(tmp_path / "any.onnx", padding_counts=True)
+    result = imported(graph, tmp_path / "package", "--tokenizer", str(tmp_path / "words.json"))
+    assert result["reason"] == "ONNX_PADDING_COUNTS"
+    assert imported(graph, tmp_path / "without")["inputs"] == ["ids INT64 [-1, -1]"]
 
 
 def test_more_labels_than_classes_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from maas.registry.v1 import blob_pb2, version_pb2
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from maas_package.manifest import FileEntry, Manifest, Servable, TensorSpec
-from maas_runtime.server import EXIT_CANNOT_START
+from maas_runtime.exit_status import EXIT_CANNOT_START
 
 if TYPE_CHECKING:
     from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub

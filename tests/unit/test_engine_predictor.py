@@ -155,8 +155,8 @@ def test_an_unknown_engine_is_refused(package: Package) -> None:
         choose_servable(replace(package, manifest=replace(package.manifest, servables=(abacus,))))
 
 
-def servable(path: str, engine: str = "onnxruntime", **rates: float) -> Servable:
-    measured = tuple(Measurement(hardware, 1, 0.001, 0.002, rate, 1) for hardware, rate in rates.items())
+def servable(path: str, engine: str = "onnxruntime", *, alone: float = 0.001, **rates: float) -> Servable:
+    measured = tuple(Measurement(hardware, 1, alone, alone, rate, 1) for hardware, rate in rates.items())
     return Servable(engine, "fp32", path, measurements=measured)
 
 
@@ -169,6 +169,10 @@ def servable(path: str, engine: str = "onnxruntime", **rates: float) -> Servable
         ((servable("a", here=2, there=1), servable("b", here=1, there=2)), "there", "b"),
         ((servable("a", here=1), servable("b", here=2)), "elsewhere", "b"),
         ((servable("a", "abacus", here=9), servable("b", here=2)), "here", "b"),
+        ((servable("a", there=9), servable("b", here=2)), "here", "b"),
+        ((servable("a", here=109, alone=0.003), servable("b", here=100)), "here", "b"),
+        ((servable("a", here=109, alone=0.0019), servable("b", here=100)), "here", "a"),
+        ((servable("a", here=111, alone=0.003), servable("b", here=100)), "here", "a"),
     ],
 )
 def test_the_fastest_measured_servable_that_the_host_can_run_is_chosen(
@@ -176,6 +180,16 @@ def test_the_fastest_measured_servable_that_the_host_can_run_is_chosen(
 ) -> None:
     candidate = replace(package, manifest=replace(package.manifest, servables=servables))
     assert choose_servable(candidate, hardware=hardware).path == chosen
+
+
+def test_bfloat16_is_not_for_a_processor_without_it(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = replace(servable("a", here=9), precision="bf16")
+    candidate = replace(package, manifest=replace(package.manifest, servables=(fast, servable("b", here=2))))
+    for has_it, chosen in ((True, "a"), (False, "b")):
+        monkeypatch.setattr("maas_engine.engine.has_bf16", lambda has_it=has_it: has_it)
+        assert choose_servable(candidate, hardware="here").path == chosen
+    with pytest.raises(ServableMissing, match="onnxruntime:bf16"):
+        choose_servable(candidate, "onnxruntime:bf16")
 
 
 def test_answers_keep_the_order_of_their_texts(predictor: Predictor) -> None:

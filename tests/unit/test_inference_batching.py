@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maas_inference.front.batching import CostCurve, Lane, Pace, Release, Rule, release, rules_for
+from maas_inference.front.batching import CostCurve, Lane, Pace, Release, Rows, Rule, release, rules_for
 
 STEEP = ((1, 1e-3), (2, 1.1e-3), (4, 1.3e-3), (8, 1.7e-3), (16, 2.4e-3), (32, 4e-3))
 FLAT = ((1, 1e-3), (2, 1.9e-3), (4, 3.8e-3), (8, 7.6e-3), (16, 15e-3), (32, 30e-3))
@@ -21,8 +21,13 @@ def lanes(*batches: int, expected_end: float = 1.0) -> list[Lane]:
     return made
 
 
-def reason(rule: Rule, with_worker: list[Lane], rows: int, now: float = 0.0) -> str:
-    order = release(rule, with_worker, rows, enough_rows=8, max_rows=32, now=now)
+def release_of(rule: Rule, with_worker: list[Lane], waiting: int, now: float = 0.0) -> Release | None:
+    in_flight = 10 * sum(lane.batches for lane in with_worker)
+    return release(rule, with_worker, Rows(waiting, in_flight, enough=8, most=32), now)
+
+
+def reason(rule: Rule, with_worker: list[Lane], waiting: int, now: float = 0.0) -> str:
+    order = release_of(rule, with_worker, waiting, now)
     return order.reason if order else ""
 
 
@@ -41,15 +46,20 @@ def test_a_busy_lane_is_sent_one_more_batch_once_it_pays_or_is_about_to_be_neede
 
 
 def test_a_free_lane_beside_a_busy_one_gets_what_there_is_or_what_pays() -> None:
-    assert release(TWO_EAGER, lanes(1, 0), 1, 8, 32, 0.0) == Release(1, "lane")
+    assert release_of(TWO_EAGER, lanes(1, 0), 1) == Release(1, "lane")
     assert reason(TWO_PATIENT, lanes(1, 0), 7) == ""
-    assert release(TWO_PATIENT, lanes(0, 1), 8, 8, 32, 0.0) == Release(0, "enough")
+    assert release_of(TWO_PATIENT, lanes(0, 1), 8) == Release(0, "enough")
+
+
+def test_a_fair_share_of_few_rows_need_not_wait_for_enough() -> None:
+    assert release(TWO_PATIENT, lanes(1, 0), Rows(2, 3, enough=8, most=32), 0.0) is None
+    assert release(TWO_PATIENT, lanes(1, 0), Rows(3, 3, enough=8, most=32), 0.0) == Release(1, "lane")
 
 
 def test_the_lane_that_ends_first_is_sent_ahead() -> None:
     both = lanes(1, 1)
     both[0].expected_end, both[1].expected_end = 2.0, 1.0
-    assert release(Rule(2, patient=True, ahead=True), both, 8, 8, 32, 0.0) == Release(1, "enough")
+    assert release_of(Rule(2, patient=True, ahead=True), both, 8) == Release(1, "enough")
 
 
 def test_a_lane_that_the_rule_does_not_use_is_left_alone() -> None:
@@ -96,7 +106,7 @@ def test_a_free_worker_never_waits_and_no_lane_ever_holds_more_than_two(
     rule: Rule, batches: list[int], rows: int, now: float
 ) -> None:
     with_worker = lanes(*batches)
-    order = release(rule, with_worker, rows, 8, 32, now)
+    order = release_of(rule, with_worker, rows, now)
     if not any(batches):
         assert order is not None
     if order is not None:

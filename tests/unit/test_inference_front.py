@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from maas.oip.v2.grpc_service_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from maas_inference.datatypes import ELEMENT_SIZES
 from maas_inference.front import failures as front_failures
-from maas_inference.front.application import Front
+from maas_inference.front.application import STARTED, Front, Started
 from maas_inference.front.failures import STATUS_OF_KIND, status_of
 from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, frame
 from maas_inference.front.metrics import FrontMetrics, exposition
@@ -121,12 +121,18 @@ async def _answer(front: Front, method: str, path: str, headers: dict[str, bytes
         ]
     )
     sent: list[dict[str, Any]] = []
+    is_answered = asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         return next(pieces)
 
-    async def send(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> Started:
+        """Take a message at once, as pyvoy does; what is returned need not be waited for."""
         sent.append(message)
+        ends = "http.response.trailers" if sent[0].get("trailers") else "http.response.body"
+        if message["type"] == ends and not message.get("more_body"):
+            is_answered.set()
+        return STARTED
 
     if path.startswith(SERVICE_PREFIX):
         headers = {"content-type": b"application/grpc"} | headers
@@ -137,7 +143,8 @@ async def _answer(front: Front, method: str, path: str, headers: dict[str, bytes
         "headers": [(name.encode(), value) for name, value in headers.items()],
     }
     async with asyncio.timeout(10):
-        await front.answer(scope, receive, send)
+        await front(scope, receive, send)
+        await is_answered.wait()
     return Response(sent)
 
 

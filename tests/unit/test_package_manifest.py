@@ -16,6 +16,7 @@ from maas_package.manifest import (
     Measurement,
     PackagePathInvalid,
     Servable,
+    StepRef,
     TensorSpec,
     TextInput,
     Weights,
@@ -147,3 +148,41 @@ def test_any_value_in_any_field_is_either_taken_or_refused(name: str, value: Any
         Manifest.from_json(changed(**{name: value}))
     except InvalidInput as failure:
         assert failure.reason != InvalidInput.reason
+
+
+def test_what_is_younger_than_a_manifest_may_be_absent_and_is_then_not_written() -> None:
+    content = json.loads(MANIFEST.to_json())
+    assert {"steps", "rows_apart"}.isdisjoint(content)
+    assert Manifest.from_json(json.dumps(content).encode()).steps == ()
+
+
+def test_steps_and_rows_that_belong_together_come_back() -> None:
+    manifest = replace(
+        MANIFEST, task="tensors", steps=(StepRef("pixels", {"mean": 1.5}), StepRef("classes")), rows_apart=True
+    )
+    back = Manifest.from_json(manifest.to_json())
+    assert (back.steps, back.rows_apart, back.joins_rows) == (manifest.steps, True, False)
+    assert MANIFEST.joins_rows
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"steps": {}}, {"steps": [{"name": "pixels"}]}, {"steps": [{"name": "", "config": {}}]}, {"rows_apart": 1}],
+)
+def test_steps_that_are_none_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ManifestInvalid):
+        Manifest.from_json(changed(**fields))
+
+
+def test_one_file_may_be_run_by_several_engines_but_not_twice_by_one() -> None:
+    [servable] = MANIFEST.servables
+    others = (replace(servable, engine="openvino"), replace(servable, precision="bf16"))
+    both = replace(MANIFEST, servables=(servable, *others))
+    assert Manifest.from_json(both.to_json()).servables == both.servables
+    with pytest.raises(ManifestInvalid):
+        Manifest.from_json(replace(MANIFEST, servables=(servable, servable)).to_json())
+
+
+def test_a_manifest_of_tensors_needs_no_logits() -> None:
+    content = changed(task="tensors", labels=[], outputs=[{"name": "y", "datatype": "BYTES", "shape": []}])
+    assert not Manifest.from_json(content).joins_rows

@@ -135,6 +135,8 @@ def status(home: Home = DEFAULT_HOME, endpoint: Endpoint = None, as_json: Json =
                 "processes": processes,
                 "deployments": deployments,
                 "loaded_versions": list(replica.loaded_versions) if replica else [],
+                "memory_used_bytes": replica.memory_used_bytes if replica else 0,
+                "memory_budget_bytes": replica.memory_budget_bytes if replica else 0,
             }
         )
         return
@@ -263,6 +265,8 @@ def _show_loaded(replica: "Replica | None") -> None:
             for loaded in replica.loaded_versions
         ),
     )
+    used, budget = bytes_text(replica.memory_used_bytes), bytes_text(replica.memory_budget_bytes)
+    console().print(f"\nworkers hold {used} of {budget}", highlight=False)
 
 
 def _write_line(name: str, line: bytes) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from maas.supervisor.draining import Drain
 from maas.supervisor.home import ProcessState, kill_group, start_ticks
 from maas.supervisor.log_file import BoundedLog
 from maas.supervisor.readiness import Probe
 
 EXIT_CANNOT_START = 78
-"""Exit status of a process that a person has to help; maas_runtime.server says the same."""
+"""Exit status of a process that a person has to help; maas_runtime.exit_status says the same."""
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _PROBE_SECONDS = 0.05
@@ -39,6 +40,8 @@ class ProcessSpec:
     """Processes stop in the order of this number; those of one number stop together."""
     stop_seconds: float = 8.0
     """How long it may take to end after SIGTERM."""
+    drain: Drain | None = None
+    """What lets it answer what it has before it is asked to end."""
     silent_seconds: float = 15.0
     """How long it may not answer, once it was ready, before it is taken for hung and killed."""
     probe_seconds: float = 3.0
@@ -120,6 +123,8 @@ class Child:
 
     async def stop(self, keeper: asyncio.Task[None]) -> None:
         """Ask the process to end and wait for `keeper`, the task of keep_running; kill it when it takes too long."""
+        if self.spec.drain is not None and self.state.state == "ready":
+            await self.spec.drain()
         self._stopping.set()
         if self.state.pid:
             with contextlib.suppress(ProcessLookupError):

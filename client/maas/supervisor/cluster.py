@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maas.supervisor.child import ProcessSpec
+from maas.supervisor.draining import envoy_drain
 from maas.supervisor.failures import CannotStart, PortTaken
 from maas.supervisor.home import Home
 from maas.supervisor.readiness import grpc_health, http_ok
 
 HOST = "127.0.0.1"
+ENVOY_ADMIN_SOCKET = "envoy-admin.sock"
+"""In the run folder; maas_gateway.settings says the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ def cluster_specs(home: Home, run_dir: Path, port: int, environment: Mapping[str
             if process.name == "envoy"
             else grpc_health(_address(run_dir, process.name)),
             stop_stage=process.stop_stage,
+            drain=envoy_drain(run_dir / ENVOY_ADMIN_SOCKET) if process.name == "envoy" else None,
         )
         for process in _PROCESSES
     ]

@@ -16,8 +16,8 @@ from maas_inference.front.envoy_filter import (
 )
 from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, STREAM_PATH
 from maas_runtime.envoy import envoy_binary
+from maas_runtime.exit_status import EXIT_CANNOT_START
 from maas_runtime.failures import Failure
-from maas_runtime.server import EXIT_CANNOT_START
 from maas_runtime.settings import Environment
 
 _TYPE = "type.googleapis.com/envoy"

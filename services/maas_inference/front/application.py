@@ -5,7 +5,8 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Generator, MutableMapping
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ from maas_inference.front.failures import (
     MethodNotImplemented,
     status_of,
 )
-from maas_inference.front.grpc_inference import GrpcInference
+from maas_inference.front.grpc_inference import GrpcInference, UnaryCall
 from maas_inference.front.grpc_stream import InferStream
 from maas_inference.front.link import keep_link
 from maas_inference.front.metrics import FrontMetrics
@@ -39,16 +40,44 @@ Scope: TypeAlias = MutableMapping[str, Any]
 _GARBAGE_THRESHOLD: Final = 20_000
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one request, or be the application from its start to its end."""
-    if scope["type"] == "http":
-        await scope["state"]["front"].answer(scope, receive, send)
-    elif scope["type"] == "lifespan":
-        await _live(scope["state"], receive, send)
+class Started:
+    """Stands for a task where there is none: the request is answered by callbacks."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+    def add_done_callback(self, callback: object, *, context: object = None) -> None:
+        """Forget it: it is there to hear of exceptions, and no callback lets one out."""
+
+
+STARTED: Final = Started()
+
+
+class Application:
+    """Answers one request, or is the application from its start to its end."""
+
+    _asgi_single_callable = True
+    """pyvoy reads it: this is ASGI 3, although calling it makes no coroutine for every request."""
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return what the rest happens in."""
+        if scope["type"] == "http":
+            front: Front = scope["state"]["front"]
+            return front(scope, receive, send)
+        return _live(scope["state"], receive, send)
+
+
+app: Final = Application()
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, awaitable: Any, **options: Any) -> Any:
+    """Be the loop's task factory: pyvoy makes a task of whatever the application returns."""
+    return awaitable if awaitable is STARTED else asyncio.Task(awaitable, loop=loop, **options)
 
 
 async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
     await receive()
+    asyncio.get_running_loop().set_task_factory(_make_task)
     configure_logging("maas_inference.front", os.environ.get("MAAS_LOG_LEVEL", "INFO"))
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -87,14 +116,26 @@ class Front:
         self._inference = GrpcInference(serving, metrics, bodies)
         self._rest = RestApi(serving, bodies, ask)
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever it is."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer one request, whatever it is, in what is returned; STARTED: by callbacks."""
+        if (
+            scope["path"] != grpc_infer.METHOD_PATH
+            or grpc_infer.CONTENT_TYPE not in scope["headers"]
+            or scope["method"] != "POST"
+        ):
+            return self._answer(scope, receive, send)
+        self._begin_infer(scope, receive, send)
+        return STARTED
+
+    def _begin_infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        UnaryCall(self._inference, scope["headers"], receive, send, partial(self._refuse_now, scope, send)).begin()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"], scope["headers"]
         try:
             if path == grpc_infer.METHOD_PATH:
-                if grpc_infer.CONTENT_TYPE not in headers or scope["method"] != "POST":
-                    _check_grpc(scope)
-                await self._inference.infer(headers, receive, send)
+                _check_grpc(scope)
+                self._begin_infer(scope, receive, send)
             elif path == grpc_infer.STREAM_PATH:
                 _check_grpc(scope)
                 await InferStream(self._inference, self._bodies, headers, receive, send).run()
@@ -105,19 +146,20 @@ class Front:
         except (CallerGone, OSError):
             return  # ASGI's `send` raises OSError once the caller has hung up
         except Failure as failure:
-            await self._refuse(failure, scope, send)
+            self._refuse_now(scope, send, failure)
         except Exception:
             request_id = dict(headers).get(b"x-request-id", b"").decode("latin-1")
             logger.exception("a request failed", extra={"path": path, "request_id": request_id})
-            await self._refuse(InternalError(f"internal error; request id {request_id or 'unknown'}"), scope, send)
+            self._refuse_now(scope, send, InternalError(f"internal error; request id {request_id or 'unknown'}"))
 
-    async def _refuse(self, failure: Failure, scope: Scope, send: Send) -> None:
+    def _refuse_now(self, scope: Scope, send: Send, failure: Failure) -> None:
+        """Send the whole refusal. What `send` returns need not be waited for: the body is whole."""
         status = status_of(failure)
         self._metrics.count_refused(status.name, failure.reason)
         if _is_grpc(scope) and not isinstance(failure, MediaTypeWrong | MethodNotAllowed):
             headers = grpc_infer.error_headers(failure, scope["headers"])
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b""})
+            send({"type": "http.response.start", "status": 200, "headers": headers})
+            send({"type": "http.response.body", "body": b""})
             return
         content = encode_json({"error": failure.message, "reason": failure.reason, "code": status.name})
         headers = [JSON, (b"content-length", str(len(content)).encode())]
@@ -126,8 +168,8 @@ class Front:
         if isinstance(failure, MethodNotAllowed):
             headers.append((b"allow", failure.allowed.encode()))
         headers += [header for header in scope["headers"] if header[0] == b"x-request-id"]
-        await send({"type": "http.response.start", "status": status.http, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+        send({"type": "http.response.start", "status": status.http, "headers": headers})
+        send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
 def _is_grpc(scope: Scope) -> bool:

@@ -24,8 +24,9 @@ _MOST_SLOWDOWN: Final = 20.0
 class Rule:
     """What is sent to a worker that is busy.
 
-    `lanes`: how many batches are computed side by side. `patient`: a further lane is sent only as many rows as pay.
-    `ahead`: a second batch is sent to a busy lane, once it has as many rows as pay, or when the first is about to end.
+    `lanes`: how many batches are computed side by side. `patient`: a further lane is sent only as many rows as pay, or
+    as are its fair share of all rows that wait or are with the worker. `ahead`: a second batch is sent to a busy lane,
+    once it has as many rows as pay, or when the first is about to end.
     """
 
     lanes: int
@@ -115,30 +116,36 @@ class Pace:
         self._busy_since = now if is_busy else None
 
 
-def release(
-    rule: Rule, lanes: Sequence[Lane], waiting_rows: int, enough_rows: int, max_rows: int, now: float
-) -> Release | None:
+class Rows(NamedTuple):
+    """How many rows there are, and what a batch of them may be."""
+
+    waiting: int
+    in_flight: int
+    """With the worker."""
+    enough: int
+    """So many pay."""
+    most: int
+    """A batch has no more."""
+
+
+def release(rule: Rule, lanes: Sequence[Lane], rows: Rows, now: float) -> Release | None:
     """Return where waiting rows are to be sent now, and why; None when they wait."""
-    in_flight = sum([lane.batches for lane in lanes])
-    if not in_flight:
+    if not rows.in_flight:
         return Release(0, "idle")
     open_lanes = range(rule.lanes)
     free = next((index for index in open_lanes if not lanes[index].batches), None)
     if free is not None:
-        if waiting_rows >= max_rows:
-            return Release(free, "full")
-        if waiting_rows >= enough_rows:
-            return Release(free, "enough")
-        return None if rule.patient else Release(free, "lane")
+        if rows.waiting >= rows.enough:
+            return Release(free, "full" if rows.waiting >= rows.most else "enough")
+        is_fair_share = rows.waiting * rule.lanes >= rows.waiting + rows.in_flight
+        return Release(free, "lane") if is_fair_share or not rule.patient else None
     if not rule.ahead:
         return None
     soonest = min(open_lanes, key=lambda index: (lanes[index].batches, lanes[index].expected_end))
     if lanes[soonest].batches > 1:
         return None
-    if waiting_rows >= max_rows:
-        return Release(soonest, "full")
-    if waiting_rows >= enough_rows:
-        return Release(soonest, "enough")
+    if rows.waiting >= rows.enough:
+        return Release(soonest, "full" if rows.waiting >= rows.most else "enough")
     return Release(soonest, "handover") if now >= lanes[soonest].expected_end - _HANDOVER_SECONDS else None
 
 

@@ -5,7 +5,7 @@ import asyncio
 from maas_inference.front.failures import VersionNotReady
 from maas_inference.front.inputs import CheckedInputs
 from maas_inference.front.options import NO_OPTIONS, RequestOptions
-from maas_inference.front.question import Answer, Question, Receive
+from maas_inference.front.question import Answer, Asker, Question, Receive
 from maas_inference.front.version_queue import VersionQueue
 from maas_inference.table import ServedVersion
 
@@ -26,6 +26,20 @@ def compute(
     Raises what VersionQueue.put raises.
     """
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    put(queue, inputs, receive, arrived, deadline, options, answer)
+    return answer
+
+
+def put(
+    queue: VersionQueue,
+    inputs: CheckedInputs,
+    receive: Receive,
+    arrived: float,
+    deadline: float,
+    options: RequestOptions,
+    answer: Asker,
+) -> None:
+    """Let inputs wait for their batch, whose part goes to `answer`. Raises what VersionQueue.put raises."""
     queue.put(
         Question(
             inputs.group,
@@ -39,7 +53,6 @@ def compute(
             bulk=options.is_bulk,
         )
     )
-    return answer
 
 
 def described(queue: VersionQueue) -> ServedVersion:

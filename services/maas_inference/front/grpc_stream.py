@@ -142,7 +142,9 @@ class InferStream:
         try:
             request = grpc_infer.parse_request(message)
             arrived = time.monotonic()
-            asked = self._inference.ask(request, self._is_there, arrived, arrived + DEFAULT_TIMEOUT_SECONDS)
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            deadline = arrived + DEFAULT_TIMEOUT_SECONDS
+            asked = self._inference.ask(request, self._is_there, arrived, deadline, answer)
         except Failure as failure:
             self._inference.count_refused(failure)
             self._refuse(request, failure)
@@ -151,10 +153,9 @@ class InferStream:
             logger.exception("a request of a stream failed")
             self._refuse(request, InternalError("internal error"))
             return
-        answer = asked[-1]
         self._in_flight[answer] = len(message)
         self._in_flight_bytes += len(message)
-        answer.add_done_callback(partial(self._answered, request, asked))
+        answer.add_done_callback(partial(self._answered, asked))
 
     async def _is_there(self) -> dict[str, Any]:
         """Tell the queue whether the caller is there: nobody else may read what comes while the reader does."""
@@ -162,26 +163,26 @@ class InferStream:
             return {"type": "http.disconnect"}
         return await self._receive() if self._half_closed else {"type": "http.request"}
 
-    def _answered(self, request: ModelInferRequest, asked: Asked, answer: "asyncio.Future[Answer]") -> None:
+    def _answered(self, asked: Asked, answer: "asyncio.Future[Answer]") -> None:
         if self._end is not None or answer.cancelled():
             return
         self._in_flight_bytes -= self._in_flight.pop(answer)
         failure = answer.exception()
         if failure is None:
             try:
-                response = self._inference.encode(request, asked, answer.result()) + _FINAL_BYTES
+                response = self._inference.encode(asked, answer.result()) + _FINAL_BYTES
             except Exception:
                 logger.exception("an answer of a stream failed")
-                self._refuse(request, InternalError("internal error"))
+                self._refuse(asked.request, InternalError("internal error"))
                 return
             self._put(b"".join((_RESPONSE_TAG, grpc_infer.varint(len(response)), response)))
         elif isinstance(failure, CallerGone):
             self._finish(failure)
         elif isinstance(failure, Failure):
-            self._refuse(request, failure)
+            self._refuse(asked.request, failure)
         else:
             logger.error("a request of a stream failed", exc_info=failure)
-            self._refuse(request, InternalError("internal error"))
+            self._refuse(asked.request, InternalError("internal error"))
 
     def _refuse(self, request: ModelInferRequest | None, failure: Failure) -> None:
         response = ModelStreamInferResponse(error_message=failure.message)

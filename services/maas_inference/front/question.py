@@ -1,8 +1,7 @@
 """One request between its decoding and its answer."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from maas_inference.datatypes import BYTES
 from maas_inference.wire import TensorHeader
@@ -35,6 +34,19 @@ class Answer:
         self.raws = raws
 
 
+class Asker(Protocol):
+    """Whoever waits for an answer. An asyncio.Future is one."""
+
+    def done(self) -> bool:
+        """Say whether there is an answer already, or nobody who waits for it."""
+
+    def set_result(self, answer: Answer, /) -> None:
+        """Take the answer."""
+
+    def set_exception(self, failure: BaseException, /) -> None:
+        """Take a Failure, or CallerGone, instead of an answer."""
+
+
 class Question:
     """Rows to be computed. `answer` gets an Answer, a Failure, or CallerGone."""
 
@@ -64,7 +76,7 @@ class Question:
         arrived: float,
         deadline: float,
         receive: Receive,
-        answer: "asyncio.Future[Answer]",
+        answer: Asker,
         width: int = 0,
         bulk: bool = False,
     ) -> None:

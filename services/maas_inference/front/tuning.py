@@ -18,18 +18,20 @@ from typing import Final, NamedTuple
 from maas_inference.front.batching import Rule
 
 _EPOCH_SECONDS: Final = 0.1
-_EPOCH_BATCHES: Final = 24
+_EPOCH_BATCHES: Final = 16
 _LONG_EPOCH_SECONDS: Final = 1.0
 """An epoch ends after so many seconds even with fewer batches, but not with fewer than a quarter."""
 _PAUSE_SECONDS: Final = 4.0
 """An epoch of more seconds had a pause in it and says nothing."""
 _ALONE: Final = 2.0
 """With fewer requests at once rules hardly differ, and none is tried."""
-_PAUSES: Final = (2, 8)
+_PAUSES: Final = (1, 8)
 """Epochs of the rule in use between two trials: while rules are new, and once each was tried _ENOUGH_TRIALS times."""
 _ENOUGH_TRIALS: Final = 3
 _BETTER: Final = 0.02
 """A rule takes over when its ratio's logarithm is above this by its standard error."""
+_USUAL_VARIANCE: Final = 0.06**2
+"""Of one trial; counts as two trials beside those that were seen, since a variance of few is a guess."""
 _HOPELESS: Final = -0.1
 """A rule that is worse by so much is tried in one of _HOPELESS_TURNS turns only."""
 _HOPELESS_TURNS: Final = 8
@@ -62,7 +64,8 @@ class _Trials:
     @property
     def is_better(self) -> bool:
         """Whether the rule is better than the one in use, and not by chance."""
-        return self.count >= _ENOUGH_TRIALS and self.mean - sqrt(self.variance / self.count) > _BETTER
+        variance = (self.variance * self.count + _USUAL_VARIANCE * 2) / (self.count + 2)
+        return self.count >= 2 and self.mean - sqrt(variance / self.count) > _BETTER
 
 
 class _Load:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from maas_inference.datatypes import BYTES, ELEMENT_SIZES, join_elements, pack, split_elements
 from maas_inference.front.answer_cache import AnswerCache
-from maas_inference.front.batching import CostCurve, Lane, Pace, Release, release, rules_for
+from maas_inference.front.batching import CostCurve, Lane, Pace, Release, Rows, release, rules_for
 from maas_inference.front.failures import (
     ComputeFailed,
     DeadlineExpired,
@@ -294,9 +294,8 @@ class VersionQueue:
             if self._retried and self._must_wait_for_retried():
                 return
             now = time.monotonic()
-            order = release(
-                self._tuner.rule, self._lanes, self._waiting.rows, self._cost.enough_rows, self._max_rows, now
-            )
+            rows = Rows(self._waiting.rows, self._in_flight_rows, self._cost.enough_rows, self._max_rows)
+            order = release(self._tuner.rule, self._lanes, rows, now)
             if order is None and self.settings.max_queue_delay_seconds is not None:
                 order = self._overdue(self.settings.max_queue_delay_seconds, now)
             if order is None:

@@ -15,7 +15,7 @@ from types import FrameType
 
 import msgspec
 
-from maas_engine.engine import BUILT_IN_ENGINES, choose_servable
+from maas_engine.engine import BUILT_IN_ENGINES, choose_servable, first_line
 from maas_engine.measure import cost_curve
 from maas_engine.predictor import Predictor, open_predictor
 from maas_inference.table import Tensor
@@ -30,6 +30,7 @@ from maas_runtime.logs import configure_logging
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_BROKE = "WORKER_BROKE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ def main() -> None:
         curve = cost_curve(predictor, rows)
     except Failure as failure:
         _report(WorkerReport(failure=failure.message, reason=failure.reason))
+        sys.exit(1)
+    except Exception as error:
+        # A bug, perhaps in an engine that is not ours; the traceback is in the log.
+        logger.exception("loading broke")
+        _report(WorkerReport(failure=f"loading broke: {type(error).__name__}: {first_line(error)}", reason=_BROKE))
         sys.exit(1)
     manifest = package.manifest
     # Code that is not ours may hold state that two batches at once would spoil.
