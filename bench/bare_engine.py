@@ -1,6 +1,7 @@
 """How much of the bare engine's throughput is served, at the batch sizes that were reached.
 
-The seed's LSTM on torch eager, direct, 64 and 256 in flight. In turns a load and the engine alone, in a process of its
+The seed's LSTM on torch eager, direct, 64 and 256 in flight, one batch at a time: with more lanes a worker would be
+compared with less than it has. In turns a load and the engine alone, in a process of its
 own with the same thread count: it computes batches of the sizes that the load had reached (the histogram of rows a
 batch in /metrics), and the load's rows are taken as so many batches of each.
 
@@ -30,6 +31,7 @@ from maas_package.package import read_package
 
 IN_FLIGHT = (64, 256)
 ENGINE = "torch"
+ONE_LANE = {"MAAS_ENGINE_LANES": "1"}
 _METRIC = "maas_inference_batch_rows"
 _REPORT_SECONDS = 1.5
 """The front tells its numbers once a second."""
@@ -50,7 +52,7 @@ def main() -> None:
         return
     need_h2load()
     found: dict[int, list[dict[str, float]]] = {count: [] for count in IN_FLIGHT}
-    with tempfile.TemporaryDirectory() as folder, running_cluster() as cluster:
+    with tempfile.TemporaryDirectory() as folder, running_cluster(environment=ONE_LANE) as cluster:
         package = with_all_engines(seed_package(Path(folder, "seed")))
         cluster.deploy("seed", package, arguments.engine)
         cluster.start_direct()

@@ -48,7 +48,7 @@ def plot_serving(rows: "list[Row]", path: Path, machine: str) -> None:
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(labelsize=8)
         tails.set_yticklabels([])
-    figure.text(0.01, 0.005, f"{machine.partition(';')[0]}; one thread a server; make bench", fontsize=6.5)
+    figure.text(0.01, 0.005, f"{machine.partition(';')[0]}; make bench", fontsize=6.5)
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

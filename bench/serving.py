@@ -53,6 +53,8 @@ OWN = {
     ),
     "minilm": (Deployed("minilm", ways=("direct",)),),
 }
+ALSO_ONE_LANE = ("seed",)
+"""A worker computes as many batches side by side as there are cores; of these models also one at a time, direct."""
 SLOWER = {"minilm": 2}
 """A model whose batches take long is loaded so many times longer."""
 WAYS = {"direct": "direct", "gateway": "gateway, one Envoy", "apart": "gateway apart"}
@@ -101,6 +103,8 @@ def main() -> None:
                 for peer in able[: len(able) // 2]:
                     rows += peer_turn(peer, model, scratch, seconds)
                 rows += own_turn(model, homes[model], scratch, seconds)
+                if model in ALSO_ONE_LANE:
+                    rows += own_turn(model, homes[model], scratch, seconds, one_lane=True)
                 for peer in able[len(able) // 2 :]:
                     rows += peer_turn(peer, model, scratch, seconds)
             say(f"round {number + 1} of {arguments.rounds} done after {time.monotonic() - begun:.0f} s")
@@ -136,23 +140,24 @@ def prepared_home(model: str, scratch: Path, folder: Path) -> Path:
     return home
 
 
-def own_turn(model: str, home: Path, scratch: Path, seconds: float) -> Iterator[Row]:
-    """Start the cluster and measure each deployment on each way."""
+def own_turn(model: str, home: Path, scratch: Path, seconds: float, *, one_lane: bool = False) -> Iterator[Row]:
+    """Start the cluster and measure each deployment on each way; with one lane only direct."""
     begun = time.monotonic()
-    with running_cluster(home) as cluster:
+    with running_cluster(home, {"MAAS_ENGINE_LANES": "1"} if one_lane else None) as cluster:
         cold = {}
         for deployed in OWN[model]:
             cluster.question(deployed.name, model).until_answered(cluster.ports["gateway"])
             cold[deployed.name] = time.monotonic() - begun
         engines = cluster.engines()
         cluster.start_direct()
-        cluster.start_apart()
+        if not one_lane:
+            cluster.start_apart()
         for deployed in OWN[model]:
             question = cluster.question(deployed.name, model)
-            for way in deployed.ways:
+            for way in ("direct",) if one_lane else deployed.ways:
                 question.until_answered(cluster.ports[way])
                 yield measure(
-                    f"maas, {deployed.label or f'chosen {engines[deployed.name]}'}, {WAYS[way]}",
+                    f"maas, {deployed.label or f'chosen {engines[deployed.name]}'}, {WAYS[way]}{', 1 lane' if one_lane else ''}",
                     question,
                     cluster.ports[way],
                     cluster.processes,
