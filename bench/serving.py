@@ -156,8 +156,9 @@ def own_turn(model: str, home: Path, scratch: Path, seconds: float, *, one_lane:
             question = cluster.question(deployed.name, model)
             for way in ("direct",) if one_lane else deployed.ways:
                 question.until_answered(cluster.ports[way])
+                label = deployed.label or f"chosen {engines[deployed.name]}"
                 yield measure(
-                    f"maas, {deployed.label or f'chosen {engines[deployed.name]}'}, {WAYS[way]}{', 1 lane' if one_lane else ''}",
+                    f"maas, {label}, {WAYS[way]}" + (", 1 lane" if one_lane else ""),
                     question,
                     cluster.ports[way],
                     cluster.processes,
