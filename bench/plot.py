@@ -24,7 +24,7 @@ def plot_serving(rows: "list[Row]", path: Path, machine: str) -> None:
     shown = {"seed": most, "minilm": sorted(rows[0].loads)[-2]}
     counts = [len({row.server for row in rows if row.model == name}) for name in names]
     figure, axes = pyplot.subplots(
-        len(names), 2, figsize=(11, 1.2 + 0.32 * sum(counts) + 0.8 * len(names)), squeeze=False,
+        len(names), 2, figsize=(11, 1.2 + 0.26 * sum(counts) + 0.7 * len(names)), squeeze=False,
         gridspec_kw={"height_ratios": counts},
     )  # fmt: skip
     for name, (rates, tails) in zip(names, axes, strict=True):
@@ -44,7 +44,7 @@ def plot_serving(rows: "list[Row]", path: Path, machine: str) -> None:
             bars = axis.barh(servers, heights, color=colors, height=0.7)
             axis.bar_label(bars, [pattern.format(height) for height in heights], padding=3, fontsize=8)
             axis.set_title(f"{_TITLES.get(name, name)}, {in_flight} in flight: {label}", fontsize=9, loc="left")
-            axis.margins(x=0.14)
+            axis.margins(x=0.14, y=0.02)
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(labelsize=8)
         tails.set_yticklabels([])

@@ -104,5 +104,5 @@ PEERS = {
     "litserve": (
         Peer("litserve", "litserve", ("litserve==0.2.19", "numpy"), "litserve_server.py", "json", settings=_DELAY),
     ),
-    "bentoml": (Peer("bentoml", "bentoml", ("bentoml",), "bentoml_server.py", "json"),),
+    "bentoml": (Peer("bentoml", "bentoml", ("bentoml==1.4.39",), "bentoml_server.py", "json"),),
 }
