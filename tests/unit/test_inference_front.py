@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,8 +21,10 @@ from maas_inference.front.application import STARTED, Front, Started
 from maas_inference.front.failures import STATUS_OF_KIND, status_of
 from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, frame
 from maas_inference.front.metrics import FrontMetrics, exposition
+from maas_inference.front.question import Answer, Question
 from maas_inference.front.rest_infer import softmax
 from maas_inference.front.serving import Serving
+from maas_inference.front.version_queue import VersionQueue
 from maas_inference.inquiry import Inquiry, Outcome
 from maas_inference.table import ModelTable, ServedDeployment, ServedVersion, Tensor
 from maas_inference.wire import Batch, Reply, TensorHeader
@@ -399,3 +402,46 @@ def test_no_grpc_request_is_ever_an_internal_error(bodies: list[bytes], headers:
         assert response.status == 200
         assert response.grpc_status in (0, 3, 4, 5, 8, 12, 13, 14)
         assert response.grpc_status != 13 or b"grpc-encoding" in response.headers["grpc-message"]
+
+
+class SlowWorker:
+    """Takes batches and answers none."""
+
+    def send(self, batch: Batch, parts: Sequence[bytes | memoryview]) -> None:
+        """Keep it for ever."""
+
+    def close(self) -> None:
+        """Nothing to hang up."""
+
+
+async def test_under_overload_requests_are_refused_unread_and_a_few_are_looked_at() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        serving = Serving(FrontMetrics(CollectorRegistry()), tasks)
+        serving.apply(ModelTable(1, "0.1", (ServedDeployment("reviews", (REVIEWS,)),)))
+        queue = serving.deployments["reviews"].queues["1"]
+        queue.connected(EchoWorker(queue, REVIEWS))
+        now = time.monotonic()
+        assert not serving.sheds(now, now + 0.001)
+        await asyncio.gather(*[_asked(queue) for _ in range(500)])  # so that its pace is known
+        queue.connected(SlowWorker())
+        waiting = [_asked(queue) for _ in range(4000)]
+        now = time.monotonic()
+        await serving.look_after(now)
+        shed = [serving.sheds(now, now + 1e-6) for _ in range(80)]
+        assert shed.count(False) == 10
+        assert not any(serving.sheds(now, now + 3600) for _ in range(80)), "who has time may wait"
+        queue.fail_all("the test ends")
+        await asyncio.gather(*waiting, return_exceptions=True)
+        serving.apply(ModelTable(2))
+
+
+def _asked(queue: VersionQueue) -> "asyncio.Future[Answer]":
+    answer = asyncio.get_running_loop().create_future()
+    now = time.monotonic()
+    group = (("tokens", "INT64", (1,)),)
+
+    async def there() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    queue.put(Question(group, 1, [bytes(8)], arrived=now, deadline=now + 60, receive=there, answer=answer))
+    return answer

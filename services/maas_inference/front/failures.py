@@ -211,6 +211,14 @@ class QueueTooLong(Overloaded):
     reason = "QUEUE_TOO_LONG"
 
 
+def too_long() -> QueueTooLong:
+    """Return the failure for who would wait for nothing. Always the same, so that it is serialized once."""
+    return QueueTooLong(
+        "what waits already takes longer than the caller's time; retry later or allow more time",
+        retry_after_seconds=0.5,
+    )
+
+
 class FrontNotReady(Unavailable):
     """The front has just started and was not told yet what is served."""
 

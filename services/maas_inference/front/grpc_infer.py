@@ -4,6 +4,7 @@ import base64
 import gzip
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
@@ -19,8 +20,10 @@ from maas_inference.front.failures import (
     EncodingUnsupported,
     FrameInvalid,
     MediaTypeWrong,
+    QueueTooLong,
     rpc_status,
     status_of,
+    too_long,
 )
 from maas_inference.front.inputs import CheckedInputs, SentTensor, check_tensors
 from maas_inference.front.options import grpc_parameters
@@ -247,6 +250,18 @@ def error_trailers(failure: Failure, request_headers: Headers) -> dict[str, Any]
 
 
 def _status_headers(failure: Failure, request_headers: Headers) -> list[tuple[bytes, bytes]]:
+    headers = list(_too_long_headers()) if isinstance(failure, QueueTooLong) else _written_headers(failure)
+    headers += [header for header in request_headers if header[0] == b"x-request-id"]
+    return headers
+
+
+@cache
+def _too_long_headers() -> tuple[tuple[bytes, bytes], ...]:
+    """Written once: under overload most answers are these."""
+    return tuple(_written_headers(too_long()))
+
+
+def _written_headers(failure: Failure) -> list[tuple[bytes, bytes]]:
     details = base64.b64encode(rpc_status(failure).SerializeToString()).rstrip(b"=")
     message = quote(failure.message[:MAX_MESSAGE_LETTERS], safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
     headers = [
@@ -256,7 +271,6 @@ def _status_headers(failure: Failure, request_headers: Headers) -> list[tuple[by
     ]
     if isinstance(failure, EncodingUnsupported):
         headers.append((b"grpc-accept-encoding", b"identity,deflate,gzip"))
-    headers += [header for header in request_headers if header[0] == b"x-request-id"]
     return headers
 
 

@@ -10,7 +10,7 @@ from maas.oip.v2.grpc_service_pb2 import ModelInferRequest
 from maas_inference.front import grpc_infer
 from maas_inference.front.bodies import Bodies
 from maas_inference.front.computing import DEFAULT_TIMEOUT_SECONDS, described, put
-from maas_inference.front.failures import InternalError, status_of
+from maas_inference.front.failures import InternalError, status_of, too_long
 from maas_inference.front.metrics import FrontMetrics
 from maas_inference.front.options import NO_OPTIONS, grpc_parameters, read_options
 from maas_inference.front.question import Answer, Asker, CallerGone, Receive, Send
@@ -40,6 +40,10 @@ class GrpcInference:
         self._metrics = metrics
         self._reader = grpc_infer.InputReader()
         self._encoder = grpc_infer.ResponseEncoder()
+
+    def sheds(self, now: float, deadline: float) -> bool:
+        """Say whether a request is refused before it is read."""
+        return self._serving.sheds(now, deadline)
 
     def ask(
         self, request: ModelInferRequest, receive: Receive, arrived: float, deadline: float, answer: Asker
@@ -111,6 +115,9 @@ class UnaryCall:
             self.set_exception(failure)
             return
         self._deadline = self._arrived + seconds
+        if self._inference.sheds(self._arrived, self._deadline):
+            self.set_exception(too_long())
+            return
         asyncio.ensure_future(self._receive()).add_done_callback(self._received)
 
     def done(self) -> bool:

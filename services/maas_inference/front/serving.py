@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.05
 _PROBES_PER_SWEEP = 64
+_IN_USE_SECONDS = 60.0
+_LOOKED_AT = 8
+"""One request of so many is read although it would be refused unread."""
 _RECONNECT_SECONDS = 0.02
 DEFAULT_DEPLOYMENT = "default"
 
@@ -85,6 +88,8 @@ class Serving:
         self._leaving: list[_Connection] = []
         self._uses: dict[tuple[str, str], _Use] = {}
         self._waiting_for_worker: frozenset[tuple[str, str]] = frozenset()
+        self._asked_last: dict[VersionQueue, float] = {}
+        self._turn_of_shedding = 0
         self.news = asyncio.Event()
         """Set when the manager has to hear at once how versions are used."""
         self.table = ModelTable()
@@ -166,22 +171,42 @@ class Serving:
             )
         return tuple(uses)
 
+    def sheds(self, now: float, deadline: float) -> bool:
+        """Say whether a request is refused before it is read: every queue that is in use is too long for it.
+
+        Under a load of several times what can be computed, reading what will be refused takes the time of what will
+        not. Which model is asked is not known yet, so some are let through to be looked at: a queue that was not in
+        use is then, and ends the shedding.
+        """
+        if not self._asked_last or not all(queue.is_too_long(now, deadline) for queue in self._asked_last):
+            return False
+        self._turn_of_shedding = (self._turn_of_shedding + 1) % _LOOKED_AT
+        return self._turn_of_shedding != 0
+
     async def sweep(self) -> None:
-        """Again and again answer those whose time is over and drop those who hung up, until cancelled."""
+        """Look after all queues again and again, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now = time.monotonic()
-            probes = []
-            self._leaving = [connection for connection in self._leaving if not connection.queue.is_idle]
-            for connection in (*self._connections.values(), *self._leaving):
-                connection.queue.expire(now)
-                probes += list(connection.queue.to_probe(now))
-            waiting = frozenset(key for key, queue in self._queues.items() if _waits_for_worker(queue))
-            if waiting - self._waiting_for_worker:
-                self.news.set()
-            self._waiting_for_worker = waiting
-            for question in probes[:_PROBES_PER_SWEEP]:
-                await drop_if_gone(question)
+            await self.look_after(time.monotonic())
+
+    async def look_after(self, now: float) -> None:
+        """Answer those whose time is over, drop those who hung up, and see which queues are in use."""
+        self._asked_last |= dict.fromkeys((queue for queue in self._queues.values() if not queue.is_idle), now)
+        self._asked_last = {
+            queue: last
+            for queue, last in self._asked_last.items()
+            if now - last < _IN_USE_SECONDS and self._queues.get(queue.key) is queue
+        }
+        probes = []
+        self._leaving = [connection for connection in self._leaving if not connection.queue.is_idle]
+        for connection in (*self._connections.values(), *self._leaving):
+            connection.queue.expire(now)
+            probes += list(connection.queue.to_probe(now))
+        waiting = frozenset(key for key, queue in self._queues.items() if _waits_for_worker(queue))
+        if waiting - self._waiting_for_worker:
+            self.news.set()
+        self._waiting_for_worker = waiting
+        await asyncio.gather(*map(drop_if_gone, probes[:_PROBES_PER_SWEEP]))
 
     def close(self) -> None:
         """Answer everybody who waits and hang up."""

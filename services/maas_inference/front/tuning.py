@@ -30,7 +30,7 @@ _PAUSES: Final = (1, 8)
 _ENOUGH_TRIALS: Final = 3
 _BETTER: Final = 0.02
 """A rule takes over when its ratio's logarithm is above this by its standard error."""
-_USUAL_VARIANCE: Final = 0.06**2
+_USUAL_VARIANCE: Final = 0.12**2
 """Of one trial; counts as two trials beside those that were seen, since a variance of few is a guess."""
 _HOPELESS: Final = -0.1
 """A rule that is worse by so much is tried in one of _HOPELESS_TURNS turns only."""

@@ -14,10 +14,10 @@ from maas_inference.front.failures import (
     InputRefused,
     ModelUnloaded,
     NoRoomToLoad,
-    QueueTooLong,
     VersionNotReady,
     WorkerLost,
     status_of,
+    too_long,
 )
 from maas_inference.front.metrics import VersionMetrics
 from maas_inference.front.question import Answer, CallerGone, Question
@@ -33,6 +33,8 @@ MAX_ATTEMPTS = 2
 MAX_RESTART_WAIT_SECONDS = 10.0
 """How long a request waits for a worker that is being restarted."""
 _PROBE_AFTER_SECONDS = 0.1
+_MOST_OF_THE_TIME = 0.4
+"""The rest of a caller's time is for the way there and back, and for an estimate that is too low."""
 
 
 @dataclass(slots=True)
@@ -79,6 +81,11 @@ class VersionQueue:
         self.served = served
         self.settings = settings
         self._take_up(served, settings)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its deployment and version."""
+        return self.deployment, self.served.version
 
     @property
     def is_connected(self) -> bool:
@@ -154,26 +161,19 @@ class VersionQueue:
         if self._link is None and (refusal := self._refusal()) is not None:
             raise refusal
         self._waiting.check_room(question)
-        self._check_time(question)
+        if self.is_too_long(question.arrived, question.deadline):
+            # It costs less now than once its rows were carried to the worker.
+            raise too_long()
         self._waiting.put(question)
         if not self._pump_scheduled:
             self._schedule_pump()
 
-    def _check_time(self, question: Question) -> None:
-        """Refuse who would wait for nothing: it costs less now than once its rows were carried to the worker.
-
-        Raises QueueTooLong.
-        """
-        before_rows = self._waiting.rows
-        if before_rows < self._max_rows:
-            return
-        seconds = self._pace.seconds_per_row * (before_rows + self._in_flight_rows + question.rows)
-        if question.arrived + seconds > question.deadline:
-            raise QueueTooLong(
-                f"{before_rows} rows wait for {self.deployment}, which takes longer than the caller's time; "
-                "retry later or allow more time",
-                retry_after_seconds=min(1.0, seconds),
-            )
+    def is_too_long(self, now: float, deadline: float) -> bool:
+        """Say whether who comes now would wait for nothing: what is before him takes most of his time already."""
+        if self._waiting.rows < self._max_rows:
+            return False
+        seconds = self._pace.seconds_per_row * (self._waiting.rows + self._in_flight_rows)
+        return seconds > _MOST_OF_THE_TIME * (deadline - now)
 
     def connected(self, link: BatchSender) -> None:
         """Send batches over `link` from now on."""
