@@ -7,6 +7,8 @@ may be asked for; when it is gone from it, a front sends nothing new to its work
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from maas_inference.counts import FrontCounts
+
 FRONT_SOCKET = "front.sock"
 """The manager's socket for fronts, in the run folder."""
 
@@ -124,11 +126,11 @@ class VersionUse:
 
 @dataclass(frozen=True, slots=True)
 class FrontReport:
-    """What a front tells the manager: the table it obeys, how it uses the versions, and its metrics.
+    """What a front tells the manager: the table it obeys, how it uses the versions, and what it has counted.
 
-    The metrics are in Prometheus' text format; None: as they were in the report before.
+    `counts` is None where it is as in the report before.
     """
 
     revision: int
     uses: tuple[VersionUse, ...] = ()
-    metrics: str | None = None
+    counts: FrontCounts | None = None

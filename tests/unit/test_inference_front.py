@@ -8,24 +8,26 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from maas.oip.v2.grpc_service_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from maas_inference.counts import FrontCounts
 from maas_inference.datatypes import ELEMENT_SIZES
 from maas_inference.front import failures as front_failures
 from maas_inference.front.application import STARTED, Front, Started
 from maas_inference.front.failures import STATUS_OF_KIND, status_of
 from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, frame
-from maas_inference.front.metrics import FrontMetrics, exposition
+from maas_inference.front.metrics import FrontMetrics
 from maas_inference.front.question import Answer, Question
 from maas_inference.front.rest_infer import softmax
 from maas_inference.front.serving import Serving
 from maas_inference.front.version_queue import VersionQueue
 from maas_inference.inquiry import Inquiry, Outcome
+from maas_inference.manager.front_metrics import front_families
 from maas_inference.table import ModelTable, ServedDeployment, ServedVersion, Tensor
 from maas_inference.wire import Batch, Reply, TensorHeader
 from maas_runtime import errors
@@ -100,7 +102,7 @@ class Response:
 async def answer_all(requests: Sequence[tuple[str, str, dict[str, bytes], bytes]]) -> list[Response]:
     """Answer (method, path, headers, body) by a front of its own; a body comes in two pieces."""
     async with asyncio.TaskGroup() as tasks:
-        metrics = FrontMetrics(CollectorRegistry())
+        metrics = FrontMetrics()
         serving = Serving(metrics, tasks)
         front = Front(serving, metrics, answer_inquiry)
         table = ModelTable(
@@ -283,15 +285,21 @@ def test_the_front_and_the_runtime_agree_on_every_kind() -> None:
 
 
 def test_numbers_are_shown_as_prometheus_has_them() -> None:
-    registry = CollectorRegistry()
-    metrics = FrontMetrics(registry).of_version("reviews", "1")
+    counted = FrontMetrics()
+    metrics = counted.of_version("reviews", "1")
     for seconds in (0.0001, 0.003, 99):
         metrics.total.observe(seconds)
     metrics.statuses["OK"] += 3
-    shown = exposition(registry)
-    assert 'maas_inference_total_seconds_bucket{deployment="reviews",le="0.004",version="1"} 2.0' in shown
-    assert 'maas_inference_total_seconds_count{deployment="reviews",version="1"} 3.0' in shown
-    assert 'maas_inference_requests_total{deployment="reviews",status="OK",version="1"} 3.0' in shown
+    sent = msgspec.json.decode(msgspec.json.encode(counted.counts()), type=FrontCounts)
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in front_families({"0": sent})
+        for sample in family.samples
+    }
+    assert samples["maas_inference_total_seconds_bucket", "reviews", "1", "0", "0.004"] == 2
+    assert samples["maas_inference_total_seconds_bucket", "reviews", "1", "0", "+Inf"] == 3
+    assert samples["maas_inference_total_seconds_count", "reviews", "1", "0"] == 3
+    assert samples["maas_inference_requests_total", "reviews", "1", "0", "OK"] == 3
 
 
 JSON = st.recursive(
@@ -416,7 +424,7 @@ class SlowWorker:
 
 async def test_under_overload_requests_are_refused_unread_and_a_few_are_looked_at() -> None:
     async with asyncio.TaskGroup() as tasks:
-        serving = Serving(FrontMetrics(CollectorRegistry()), tasks)
+        serving = Serving(FrontMetrics(), tasks)
         serving.apply(ModelTable(1, "0.1", (ServedDeployment("reviews", (REVIEWS,)),)))
         queue = serving.deployments["reviews"].queues["1"]
         queue.connected(EchoWorker(queue, REVIEWS))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from maas.names import DeploymentName
@@ -34,6 +33,7 @@ from maas_inference.front.question import Answer, CallerGone
 from maas_inference.front.rest_infer import packed_body, parse_timeout
 from maas_inference.front.wanted import Wanted, check_wanted, classified
 from maas_inference.inquiry import Inquiry, ManagerAway, answering, asker
+from maas_inference.manager.front_metrics import front_families
 from maas_inference.repository import DeploymentNotServed, Repository, VersionNotServed
 from maas_inference.statistics import statistics_of
 from maas_inference.table import ModelTable, ServedDeployment, ServedVersion, Tensor
@@ -267,7 +267,7 @@ def test_the_index_says_why_a_version_is_not_ready() -> None:
 
 
 def measured() -> Iterable[Metric]:
-    metrics = FrontMetrics(CollectorRegistry())
+    metrics = FrontMetrics()
     version = metrics.of_version("one", "1")
     version.statuses["OK"] += 5
     version.statuses["UNAVAILABLE"] += 2
@@ -279,7 +279,7 @@ def measured() -> Iterable[Metric]:
         version.queue.observe(0.001)
     version.compute.observe(0.25)
     metrics.of_version("gone", "1").statuses["OK"] += 1
-    return metrics.collect()
+    return front_families({"0": metrics.counts()})
 
 
 def test_statistics_are_sums_in_nanoseconds() -> None:

@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Generator, MutableMapping
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from prometheus_client import CollectorRegistry
-
 from maas_inference.front import grpc_infer
 from maas_inference.front.bodies import Bodies
 from maas_inference.front.failures import (
@@ -81,14 +79,13 @@ async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
     configure_logging("maas_inference.front", os.environ.get("MAAS_LOG_LEVEL", "INFO"))
     try:
         async with asyncio.TaskGroup() as tasks:
-            registry = CollectorRegistry()
-            metrics = FrontMetrics(registry)
+            metrics = FrontMetrics()
             serving = Serving(metrics, tasks)
             run_dir = os.environ["MAAS_RUN_DIR"]
             state["front"] = Front(serving, metrics, asker(os.path.join(run_dir, INQUIRY_SOCKET)))
             background = [
                 tasks.create_task(serving.sweep()),
-                tasks.create_task(keep_link(os.path.join(run_dir, FRONT_SOCKET), serving, registry)),
+                tasks.create_task(keep_link(os.path.join(run_dir, FRONT_SOCKET), serving, metrics)),
             ]
             # What was imported stays; and requests leave next to no cycles behind, so looking for them can be rare.
             gc.freeze()

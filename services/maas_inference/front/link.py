@@ -9,9 +9,8 @@ import time
 from typing import Protocol
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
-from maas_inference.front.metrics import exposition
+from maas_inference.front.metrics import FrontMetrics
 from maas_inference.table import FrontReport, ModelTable, VersionUse
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class TableUser(Protocol):
         """Return how each version is used now."""
 
 
-async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> None:
+async def keep_link(path: str, user: TableUser, metrics: FrontMetrics) -> None:
     """Be connected to the manager at `path`, until cancelled."""
     failures = 0
     while True:
@@ -49,7 +48,7 @@ async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> 
             continue
         failures = 0
         try:
-            await _exchange(reader, writer, user, registry)
+            await _exchange(reader, writer, user, metrics)
         except (OSError, ValueError, msgspec.DecodeError) as error:
             logger.warning("the link to the manager broke", extra={"error": str(error)})
         finally:
@@ -57,7 +56,7 @@ async def keep_link(path: str, user: TableUser, registry: CollectorRegistry) -> 
 
 
 async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: TableUser, registry: CollectorRegistry
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: TableUser, metrics: FrontMetrics
 ) -> None:
     """Apply each table at once and acknowledge it; report when there is news, and all once a second.
 
@@ -82,11 +81,11 @@ async def _exchange(
             if news in done:
                 user.news.clear()
                 news = asyncio.ensure_future(user.news.wait())
-            metrics = None
+            counts = None
             if time.monotonic() >= next_report:
                 next_report = time.monotonic() + REPORT_SECONDS
-                metrics = exposition(registry)
-            writer.write(_encode_report(FrontReport(revision, user.uses(), metrics)) + b"\n")
+                counts = metrics.counts()
+            writer.write(_encode_report(FrontReport(revision, user.uses(), counts)) + b"\n")
             await writer.drain()
     finally:
         line.cancel()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from maas.names import DeploymentName, VersionName
+from maas_inference.counts import FrontCounts
+from maas_inference.manager.front_metrics import front_families
 from maas_inference.table import FrontReport, ModelTable, VersionUse
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class _Front:
         self.number = number
         self.report = FrontReport(0)
         self.uses: dict[tuple[str, str], VersionUse] = {}
-        self.metrics = ""
+        self.counts = FrontCounts()
         self.table_changed = asyncio.Event()
 
 
@@ -91,15 +91,7 @@ class Fronts(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the families of all fronts, joined by name."""
-        families: dict[str, Metric] = {}
-        for front in sorted(self._fronts, key=lambda front: front.number):
-            for family in text_string_to_metric_families(front.metrics):
-                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                joined.samples += [
-                    Sample(sample.name, {**sample.labels, "front": str(front.number)}, sample.value)
-                    for sample in family.samples
-                ]
-        return families.values()
+        return front_families({str(front.number): front.counts for front in sorted(self._fronts, key=_number)})
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         taken = {front.number for front in self._fronts}
@@ -111,8 +103,8 @@ class Fronts(Collector):
             while (line := await reader.readline()).endswith(b"\n"):
                 front.report = _decode_report(line)
                 front.uses = {(use.deployment, use.version): use for use in front.report.uses}
-                if front.report.metrics is not None:
-                    front.metrics = front.report.metrics
+                if front.report.counts is not None:
+                    front.counts = front.report.counts
                 self._reported.set()
                 self.on_report()
         except (OSError, ValueError, msgspec.DecodeError) as error:
@@ -131,3 +123,7 @@ class Fronts(Collector):
                 writer.write(_encode_table(self._table) + b"\n")
                 await writer.drain()
                 await front.table_changed.wait()
+
+
+def _number(front: _Front) -> int:
+    return front.number

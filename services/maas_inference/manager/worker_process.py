@@ -86,7 +86,12 @@ async def running_worker(package: Path, engine: str, options: WorkerOptions, nam
         stdout=PIPE,
         stdin=asyncio.subprocess.DEVNULL,
         limit=_MAX_REPORT_BYTES,
-        env={**os.environ, "OMP_NUM_THREADS": str(options.engine_threads)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": str(options.engine_threads),
+            # Each thread would have an arena of its own, and each arena keeps what its largest batch took.
+            "MALLOC_ARENA_MAX": "2",
+        },
     )
     try:
         if options.memory_bytes:
