@@ -12,7 +12,7 @@ from maas_engine.host import describe_hardware, has_bf16
 from maas_package.manifest import Manifest, Measurement, Servable
 from maas_package.package import Package
 from maas_package.tensors import Array
-from maas_runtime.failures import InvalidInput
+from maas_runtime.failures import Failure, InvalidInput, Overloaded
 
 ENTRY_POINT_GROUP = "maas.engines"
 BF16 = "bf16"
@@ -49,11 +49,28 @@ class InputsRefused(InvalidInput):
     reason = "INPUTS_REFUSED"
 
 
+class EngineOutOfMemory(Overloaded):
+    """The batch needs more memory than the process may have. The request is not at fault."""
+
+    reason = "ENGINE_OUT_OF_MEMORY"
+
+
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "not enough memory", "out of memory")
+
+
+def run_failure(engine: str, error: Exception, said: str = "") -> Failure:
+    """Return what a library's error while it runs a batch means to the caller; `said`: the part of it that helps."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return EngineOutOfMemory(f"{engine} has no memory left for these inputs; send fewer rows or shorter ones")
+    return InputsRefused(f"{engine} cannot run these inputs: {said or first_line(error)}")
+
+
 class Engine(Protocol):
     """One loaded servable. Several threads run the built-in engines at once; others are run by one at a time."""
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute all outputs of one batch. Raises InputsRefused."""
+        """Compute all outputs of one batch. Raises InputsRefused, EngineOutOfMemory."""
 
     def close(self) -> None:
         """Free what it holds; nothing may be run afterwards."""

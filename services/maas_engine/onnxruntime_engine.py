@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-from maas_engine.engine import InputsRefused, ServableBroken, check_names, first_line
+from maas_engine.engine import InputsRefused, ServableBroken, check_names, first_line, run_failure
 from maas_engine.host import has_nvidia_gpu
 from maas_package.manifest import Servable
 from maas_package.package import Package
@@ -56,7 +56,7 @@ class OnnxRuntimeEngine:
         try:
             values = self._session.run(self._outputs, feeds)
         except Exception as error:
-            raise InputsRefused(f"onnxruntime cannot run these inputs: {first_line(error)}") from error
+            raise run_failure("onnxruntime", error) from error
         if self._has_string_outputs:
             values = [_to_bytes(value) if value.dtype.kind in "OU" else value for value in values]
         return dict(zip(self._outputs, values, strict=True))

@@ -6,7 +6,7 @@ from queue import Empty, SimpleQueue
 
 import openvino
 
-from maas_engine.engine import BF16, InputsRefused, ServableBroken, check_names, first_line
+from maas_engine.engine import BF16, ServableBroken, check_names, first_line, run_failure
 from maas_package.manifest import Servable
 from maas_package.package import Package
 from maas_package.tensors import Array
@@ -64,7 +64,7 @@ class OpenVinoEngine:
             values = request.infer(dict(inputs), share_inputs=True, share_outputs=False)
             return {name: values[port] for name, port in self._outputs.items()}
         except Exception as error:
-            raise InputsRefused(f"openvino cannot run these inputs: {_reason(error)}") from error
+            raise run_failure("openvino", error, _reason(error)) from error
         finally:
             self._idle_requests.put(request)
 

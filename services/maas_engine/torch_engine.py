@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from maas_engine.engine import BF16, InputsRefused, ServableBroken, first_line
+from maas_engine.engine import BF16, ServableBroken, run_failure
 from maas_package.manifest import Servable
 from maas_package.package import Package
 from maas_package.tensors import Array, numpy_type
@@ -39,8 +39,8 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 answer = self._module(*(self._to_tensor(inputs[name]) for name in self._inputs))
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise InputsRefused(f"torch cannot run these inputs: {first_line(error)}") from error
+        except (RuntimeError, IndexError, TypeError, ValueError, MemoryError) as error:
+            raise run_failure("torch", error) from error
         values = answer if isinstance(answer, tuple) else (answer,)
         return {
             name: _to_array(value).astype(dtype, copy=False)
