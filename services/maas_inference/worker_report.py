@@ -1,8 +1,10 @@
 """What a worker says of itself on its standard output: one line of JSON, once it is warm or cannot be."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maas_inference.table import Tensor
+from maas_package.manifest import Manifest, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +28,20 @@ class WorkerReport:
     lanes: int = 1
     cost_curve: tuple[tuple[int, float], ...] = ()
     load_seconds: float = 0.0
+
+
+def described(manifest: Manifest, max_batch_rows: int) -> WorkerReport:
+    """Return what a worker reports, as far as the manifest tells it: all that is known before one has loaded it."""
+    return WorkerReport(
+        inputs=_tensors(manifest.inputs),
+        outputs=_tensors(manifest.outputs),
+        labels=manifest.labels,
+        task=manifest.task,
+        rows_apart=manifest.rows_apart,
+        text_input=manifest.text.input if manifest.text else "",
+        max_batch_rows=max_batch_rows,
+    )
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(spec.name, spec.datatype, spec.shape) for spec in specs)

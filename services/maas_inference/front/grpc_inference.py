@@ -36,14 +36,10 @@ class GrpcInference:
 
     def __init__(self, serving: Serving, metrics: FrontMetrics, bodies: Bodies) -> None:
         self.bodies = bodies
-        self._serving = serving
+        self.serving = serving
         self._metrics = metrics
         self._reader = grpc_infer.InputReader()
         self._encoder = grpc_infer.ResponseEncoder()
-
-    def sheds(self, now: float, deadline: float) -> bool:
-        """Say whether a request is refused before it is read."""
-        return self._serving.sheds(now, deadline)
 
     def ask(
         self, request: ModelInferRequest, receive: Receive, arrived: float, deadline: float, answer: Asker
@@ -52,7 +48,7 @@ class GrpcInference:
 
         A cache may give `answer` its answer before this returns.
         """
-        deployment = self._serving.deployment(request.model_name)
+        deployment = self.serving.deployment(request.model_name)
         queue = deployment.choose(request.model_version)
         served = described(queue)
         wanted = grpc_infer.read_wanted(served, request)
@@ -115,7 +111,7 @@ class UnaryCall:
             self.set_exception(failure)
             return
         self._deadline = self._arrived + seconds
-        if self._inference.sheds(self._arrived, self._deadline):
+        if self._inference.serving.sheds(self._arrived, self._deadline):
             self.set_exception(too_long())
             return
         asyncio.ensure_future(self._receive()).add_done_callback(self._received)

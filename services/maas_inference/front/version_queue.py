@@ -76,7 +76,7 @@ class VersionQueue:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._became_idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
-        self._lane_count = 0
+        self._lanes: list[Lane] = []
         self._cache: AnswerCache | None = None
         self.served = served
         self.settings = settings
@@ -134,8 +134,7 @@ class VersionQueue:
         self._max_rows = (settings.max_batch_rows or served.max_batch_rows) if served.joins_rows else 1
         self._waiting.max_rows = settings.max_queue_rows or MAX_WAITING_ROWS
         self._cost = CostCurve(served.cost_curve, self._max_rows)
-        if served.lanes != self._lane_count:
-            self._lane_count = served.lanes
+        if served.lanes != len(self._lanes):
             self._lanes = [Lane() for _ in range(served.lanes)]
             for in_flight in self._in_flight.values():
                 in_flight.lane = 0

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from maas.names import DeploymentName, VersionName
-from maas_inference.manager.description import described
 from maas_inference.manager.worker_process import Worker, WorkerOptions, running_worker
 from maas_inference.table import ServedVersion, VersionState
-from maas_inference.worker_report import WorkerReport
+from maas_inference.worker_report import WorkerReport, described
 from maas_package.manifest import MANIFEST_NAME, Manifest
 from maas_package.package import Package
 from maas_runtime.failures import Failure, Overloaded, Unavailable
@@ -238,7 +237,7 @@ class Keeper:
 
     def _describe(self, package: Package) -> None:
         """Say what callers may send, so that a request can wait for the worker that it brings about."""
-        report = self.keeping.report or described(package, self._options.worker.max_batch_rows)
+        report = self.keeping.report or described(package.manifest, self._options.worker.max_batch_rows)
         message = self.keeping.message if self.keeping.refusal else ""
         self._change(state="unloaded", message=message, report=report)
 

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -18,10 +18,8 @@ import msgspec
 from maas_engine.engine import BUILT_IN_ENGINES, choose_servable, first_line
 from maas_engine.measure import cost_curve
 from maas_engine.predictor import Predictor, open_predictor
-from maas_inference.table import Tensor
 from maas_inference.worker.server import WorkerServer
-from maas_inference.worker_report import WorkerReport
-from maas_package.manifest import TensorSpec
+from maas_inference.worker_report import WorkerReport, described
 from maas_package.package import read_package
 from maas_package.tensors import Array
 from maas_runtime.failures import Failure
@@ -88,18 +86,12 @@ def main() -> None:
     server = WorkerServer(_Prediction(predictor), {spec.name: spec.datatype for spec in manifest.outputs}, lanes)
     listener = server.listen(settings.socket)
     _report(
-        WorkerReport(
+        replace(
+            described(manifest, settings.max_batch_rows),
             engine=servable.engine,
             precision=servable.precision,
-            inputs=_tensors(manifest.inputs),
-            outputs=_tensors(manifest.outputs),
-            labels=manifest.labels,
-            task=manifest.task,
-            rows_apart=manifest.rows_apart,
-            text_input=manifest.text.input if manifest.text else "",
             padded_input=manifest.text.feeds if manifest.text else "",
             padding_id=predictor.preparer.padding_id,
-            max_batch_rows=settings.max_batch_rows,
             lanes=lanes,
             cost_curve=tuple(sorted(curve.items())),
             load_seconds=time.monotonic() - started,
@@ -117,10 +109,6 @@ class _Prediction:
 
     def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return self._predictor.predict(inputs).outputs
-
-
-def _tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(spec.name, spec.datatype, spec.shape) for spec in specs)
 
 
 def _report(report: WorkerReport) -> None:
