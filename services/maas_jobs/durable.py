@@ -20,7 +20,7 @@ from dbos import DBOS, EnqueueOptions, Serializer, WorkflowStatus
 from sqlalchemy.exc import DBAPIError
 
 from maas_jobs.job import Job, JsonObject
-from maas_runtime.sqlite import failure_of
+from maas_runtime.database.sqlite import failure_of
 from maas_runtime.storage import translated_disk_errors
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,12 @@ from maas_registry.domain.models import Models
 from maas_registry.settings import Settings
 from maas_registry.storage.blob_folder import BlobFolder
 from maas_registry.storage.disk import Disk
-from maas_registry.storage.sqlite import SCHEMA_VERSION, SqliteDatasetStore, SqliteModelStore, metadata
+from maas_registry.storage.sql_datasets import SqlDatasetStore
+from maas_registry.storage.sql_models import SqlModelStore
+from maas_registry.storage.tables import MIGRATIONS
+from maas_runtime.database.database import open_database
 from maas_runtime.metrics import process_metrics
 from maas_runtime.server import GrpcService, run_process, serve
-from maas_runtime.sqlite import open_database
 from maas_runtime.storage import translated_disk_errors
 
 
@@ -31,17 +33,17 @@ async def main(settings: Settings) -> None:
 
 @asynccontextmanager
 async def open_registry(settings: Settings, metrics: CollectorRegistry) -> AsyncIterator[GrpcService]:
-    """Give RegistryService over the folder of the settings; all is closed when the context ends."""
+    """Give RegistryService over the stores of the settings; all is closed when the context ends."""
     with translated_disk_errors(settings.folder):
         settings.folder.mkdir(parents=True, exist_ok=True)
     with Disk(settings.folder, settings.disk_threads) as disk:
         folder = BlobFolder(disk)
         await folder.prepare()
-        async with open_database(settings.folder / "registry.sqlite", metadata, SCHEMA_VERSION) as database:
+        async with open_database(settings.database, MIGRATIONS) as database:
             blobs = Blobs(folder, settings.max_blob_bytes)
             servicer = RegistryServicer(
-                Models(SqliteModelStore(database), blobs, _now),
-                Datasets(SqliteDatasetStore(database), blobs, _now),
+                Models(SqlModelStore(database), blobs, _now),
+                Datasets(SqlDatasetStore(database), blobs, _now),
                 blobs,
                 TransferMetrics(metrics),
             )

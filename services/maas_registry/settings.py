@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from maas_runtime.database.database import DatabaseLocation
+from maas_runtime.database.location import parse_database_url
+from maas_runtime.database.sqlite import SqliteFile
 from maas_runtime.settings import Environment, ProcessSettings
 
 
@@ -13,6 +16,8 @@ class Settings:
     """Settings of maas_registry, from MAAS_* variables."""
 
     process: ProcessSettings
+    database: DatabaseLocation
+    """Where models, versions, aliases and datasets are recorded."""
     max_blob_bytes: int
     """Largest blob that is taken."""
     disk_threads: int
@@ -20,15 +25,18 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        """Where models, datasets and blobs are kept."""
+        """What the registry keeps on this machine."""
         return self.process.home / "registry"
 
     @classmethod
     def from_env(cls, variables: Mapping[str, str]) -> Self:
         """Read the variables. Raises SettingsInvalid with every bad value."""
         environment = Environment(variables)
+        process = ProcessSettings.read(environment)
+        file: DatabaseLocation = SqliteFile(process.home / "registry" / "registry.sqlite")
         settings = cls(
-            process=ProcessSettings.read(environment),
+            process=process,
+            database=environment.parsed("MAAS_REGISTRY_DATABASE_URL", parse_database_url, file),
             max_blob_bytes=environment.integer("MAAS_REGISTRY_MAX_BLOB_BYTES", 4 * 2**30, low=1, high=2**50),
             disk_threads=environment.integer("MAAS_REGISTRY_DISK_THREADS", 4, low=1, high=64),
         )

@@ -17,11 +17,12 @@ from maas_rollout.domain.replicas import Replicas
 from maas_rollout.domain.rollout import Rollout
 from maas_rollout.registry_versions import RegistryVersions
 from maas_rollout.settings import Settings
-from maas_rollout.storage.sqlite import MIGRATIONS, SCHEMA_VERSION, SqliteDeploymentStore, metadata
+from maas_rollout.storage.sqlite import MIGRATIONS, SqliteDeploymentStore
 from maas_runtime.channel import open_channel
+from maas_runtime.database.database import open_database
+from maas_runtime.database.sqlite import SqliteFile
 from maas_runtime.metrics import process_metrics
 from maas_runtime.server import GrpcService, run_process, serve
-from maas_runtime.sqlite import open_database
 from maas_runtime.storage import translated_disk_errors
 
 
@@ -46,7 +47,7 @@ async def open_rollout(settings: Settings) -> AsyncIterator[OpenRollout]:
     with translated_disk_errors(settings.folder):
         settings.folder.mkdir(parents=True, exist_ok=True)
     async with (
-        open_database(settings.folder / "rollout.sqlite", metadata, SCHEMA_VERSION, MIGRATIONS) as database,
+        open_database(SqliteFile(settings.folder / "rollout.sqlite"), MIGRATIONS) as database,
         open_channel(settings.registry_address) as registry,
     ):
         store = SqliteDeploymentStore(database)

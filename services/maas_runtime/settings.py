@@ -1,12 +1,14 @@
 """Settings from the environment, with all bad values reported at once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from maas_runtime.failures import FieldViolation, InvalidInput
+
+ParsedT = TypeVar("ParsedT")
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -69,6 +71,17 @@ class Environment:
         if not low <= number <= high:
             self._wrong(name, f"is {number}; use {low} to {high}")
         return number
+
+    def parsed(self, name: str, parse: Callable[[str], ParsedT], default: ParsedT) -> ParsedT:
+        """Return what `parse` makes of the variable; what its ValueError says is reported, never the value itself."""
+        value = self._variables.get(name)
+        if not value:
+            return default
+        try:
+            return parse(value)
+        except ValueError as error:
+            self._wrong(name, str(error))
+            return default
 
     def folder(self, name: str) -> Path:
         """Return the variable as an absolute folder, which is made if it is not there."""

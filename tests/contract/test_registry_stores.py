@@ -1,4 +1,4 @@
-"""One suite for every store of models and datasets: memory, and SQLite on disk."""
+"""One suite for every store of models and datasets: memory, SQLite on disk, and a PostgreSQL server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,8 +31,13 @@ from maas_registry.domain.versions import (
     VersionContent,
 )
 from maas_registry.storage.memory import MemoryDatasetStore, MemoryModelStore
-from maas_registry.storage.sqlite import SCHEMA_VERSION, SqliteDatasetStore, SqliteModelStore, metadata
-from maas_runtime.sqlite import open_database
+from maas_registry.storage.sql_datasets import SqlDatasetStore
+from maas_registry.storage.sql_models import SqlModelStore
+from maas_registry.storage.tables import MIGRATIONS
+from maas_runtime.database.database import DatabaseLocation, open_database
+from maas_runtime.database.failures import TextNotStorable
+from maas_runtime.database.postgresql import PostgresqlDatabase
+from maas_runtime.database.sqlite import SqliteFile
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 A, B = ModelName("a"), ModelName("b")
@@ -67,13 +72,24 @@ FULL = VersionContent(
 SPLITS = DatasetContent((Split("train", File("train.parquet", BLOB, 100), 8605, ("text", "label")),), "reviews")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+def database_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> DatabaseLocation:
+    if kind == "sqlite":
+        return SqliteFile(folder / "registry.sqlite")
+    return PostgresqlDatabase(request.getfixturevalue("postgresql").new_database())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseLocation:
+    return database_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[ModelStore, DatasetStore]]:
     if request.param == "memory":
         yield MemoryModelStore(), MemoryDatasetStore()
         return
-    async with open_database(tmp_path / "registry.sqlite", metadata, SCHEMA_VERSION) as database:
-        yield SqliteModelStore(database), SqliteDatasetStore(database)
+    async with open_database(database_of(request.param, request, tmp_path), MIGRATIONS) as database:
+        yield SqlModelStore(database), SqlDatasetStore(database)
 
 
 @pytest.fixture
@@ -256,12 +272,17 @@ async def test_datasets_and_their_versions_are_listed_in_pages(datasets: Dataset
     assert [version.name.number for version in (*newest, *older)] == [3, 2, 1]
 
 
-async def test_what_was_stored_is_there_after_the_database_is_opened_again(tmp_path: Path) -> None:
-    path = tmp_path / "registry.sqlite"
-    async with open_database(path, metadata, SCHEMA_VERSION) as database:
-        models = SqliteModelStore(database)
+async def test_what_was_stored_is_there_after_the_database_is_opened_again(location: DatabaseLocation) -> None:
+    async with open_database(location, MIGRATIONS) as database:
+        models = SqlModelStore(database)
         await models.add_model(Model(A, "", NOW))
         await models.add_version(A, PLAIN, NOW, "")
         made = await models.add_version(A, FULL, NOW, "r")
-    async with open_database(path, metadata, SCHEMA_VERSION) as database:
-        assert await SqliteModelStore(database).get_version_of_request(A, "r") == made
+    async with open_database(location, MIGRATIONS) as database:
+        assert await SqlModelStore(database).get_version_of_request(A, "r") == made
+
+
+async def test_a_text_that_one_database_could_not_take_is_refused_by_all(location: DatabaseLocation) -> None:
+    async with open_database(location, MIGRATIONS) as database:
+        with pytest.raises(TextNotStorable, match="NUL"):
+            await SqlModelStore(database).add_model(Model(A, "\x00", NOW))

@@ -1,10 +1,9 @@
 """One suite for every store of deployments, and a watch over it that resumes wherever it broke."""
 
 import asyncio
-import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,8 +27,9 @@ from maas_rollout.domain.feed import Changes, ChangeStore, Feed, ResumePoint
 from maas_rollout.domain.rollout import DeploymentStore
 from maas_rollout.domain.serving import LoadPolicy, ServingSettings
 from maas_rollout.storage.memory import MemoryDeploymentStore
-from maas_rollout.storage.sqlite import MIGRATIONS, SCHEMA_VERSION, SqliteDeploymentStore, metadata
-from maas_runtime.sqlite import open_database
+from maas_rollout.storage.sqlite import MIGRATIONS, SqliteDeploymentStore
+from maas_runtime.database.database import open_database
+from maas_runtime.database.sqlite import SqliteFile
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 A, B = DeploymentName("a"), DeploymentName("b")
@@ -45,7 +45,7 @@ async def open_store(kind: str, folder: Path, kept_revisions: int = 1000) -> Asy
     if kind == "memory":
         yield MemoryDeploymentStore("identity", kept_revisions)
         return
-    async with open_database(folder / "rollout.sqlite", metadata, SCHEMA_VERSION) as database:
+    async with open_database(SqliteFile(folder / "rollout.sqlite"), MIGRATIONS) as database:
         store = SqliteDeploymentStore(database, kept_revisions)
         await store.prepare("identity")
         yield store
@@ -225,30 +225,13 @@ async def test_serving_settings_come_back_as_they_were_stored(store: Store) -> N
     assert await store.get(A) == updated
 
 
-async def test_a_file_of_the_first_release_goes_on_with_default_settings(tmp_path: Path) -> None:
-    path = tmp_path / "rollout.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript((Path(__file__).parent / "data" / "rollout-schema-1.sql").read_text())
-    async with open_database(path, metadata, SCHEMA_VERSION, MIGRATIONS) as database:
-        store = SqliteDeploymentStore(database)
-        await store.prepare("another")
-        found = await store.get(A)
-        assert found is not None
-        assert (found.targets, found.serving) == ((ONE,), ServingSettings())
-        updated = await store.update(replace(found, serving=SERVING), event(A, Action.CONFIGURED))
-        assert updated is not None
-        assert [one.action for one in await store.list_events(A, None, 10)] == [Action.CONFIGURED, Action.CREATED]
-    async with open_database(path, metadata, SCHEMA_VERSION, MIGRATIONS) as database:
-        assert await SqliteDeploymentStore(database).get(A) == updated
-
-
 async def test_a_store_keeps_its_identity_and_all_it_knows(tmp_path: Path) -> None:
-    async with open_database(tmp_path / "rollout.sqlite", metadata, SCHEMA_VERSION) as database:
+    async with open_database(SqliteFile(tmp_path / "rollout.sqlite"), MIGRATIONS) as database:
         store = SqliteDeploymentStore(database)
         await store.prepare("first")
         created = await create(store, A, ONE)
         changes = await store.changes_since(None)
-    async with open_database(tmp_path / "rollout.sqlite", metadata, SCHEMA_VERSION) as database:
+    async with open_database(SqliteFile(tmp_path / "rollout.sqlite"), MIGRATIONS) as database:
         store = SqliteDeploymentStore(database)
         await store.prepare("second")
         assert await store.get(A) == created

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -26,11 +27,11 @@ from maas.names import DeploymentName, VersionName
 from maas_rollout.domain.deployments import Action, Deployment, DeploymentState, Event, Standing, Target
 from maas_rollout.domain.feed import Changes, ResumePoint
 from maas_rollout.domain.serving import DEFAULT_SERVING, LoadPolicy, ServingSettings
-from maas_runtime.sqlite import Database, UtcTime
+from maas_runtime.database.columns import UtcTime
+from maas_runtime.database.database import Database
+from maas_runtime.database.migrations import Migrations
 
-SCHEMA_VERSION = 2
-MIGRATIONS = {1: ("ALTER TABLE deployments ADD COLUMN serving JSON NOT NULL DEFAULT '{}'",)}
-"""What makes a file of that version one of the next."""
+MIGRATIONS = Migrations(Path(__file__).parent / "migrations")
 KEPT_REVISIONS = 10_000
 
 metadata = MetaData()
@@ -49,8 +50,7 @@ _deployments = Table(
     metadata,
     Column("deployment_id", String, primary_key=True),
     Column("targets", JSON, nullable=False),
-    # A field that an older release did not have is not there.
-    Column("serving", JSON, nullable=False, server_default="{}"),
+    Column("serving", JSON, nullable=False),
     Column("state", String, nullable=False),
     Column("message", String, nullable=False),
     Column("create_time", UtcTime, nullable=False),
