@@ -92,7 +92,7 @@ def main() -> None:
 
     settings = FrontSettings.read(Environment(os.environ))
     config = json.dumps(bootstrap(settings)).replace(APPLICATION, "switchable_front:app")
-    binary, environment = envoy_binary(), envoy_environment(os.environ)
+    binary, environment = envoy_binary(), envoy_environment(os.environ, settings.admin_socket)
     os.chdir(settings.run_dir)
     arguments = ["--config-yaml", config, "--concurrency", str(settings.concurrency), "--log-level", "warn"]
     os.execve(binary, [str(binary), *arguments, "--use-dynamic-base-id"], environment)

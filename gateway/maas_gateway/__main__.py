@@ -114,9 +114,13 @@ def bind(server: grpc.aio.Server, listen: str) -> None:
 
 def _embedded_front() -> EmbeddedFront:
     # Here and not above: a gateway with fronts elsewhere is installed without inference.
-    from maas_inference.front.envoy_filter import filter_config, path_guard_config
+    from maas_inference.front.envoy_filter import door_config, filter_config, path_guard_config
 
-    return EmbeddedFront(guard=path_guard_config()["typed_config"], filter=filter_config()["typed_config"])
+    return EmbeddedFront(
+        guard=path_guard_config()["typed_config"],
+        door=door_config()["typed_config"],
+        filter=filter_config()["typed_config"],
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def prepare(settings: EnvoySettings, variables: Mapping[str, str]) -> Launch:
         *("--parent-shutdown-time-s", "3"),
         "--use-dynamic-base-id",
     )
-    return Launch(envoy_binary(), arguments, _environment(settings, variables), settings.run_dir)
+    return Launch(envoy_binary(), arguments, _environment(settings, variables, admin), settings.run_dir)
 
 
 def check_free(listen: str) -> None:
@@ -72,13 +72,13 @@ def check_free(listen: str) -> None:
             ) from error
 
 
-def _environment(settings: EnvoySettings, variables: Mapping[str, str]) -> dict[str, str]:
+def _environment(settings: EnvoySettings, variables: Mapping[str, str], admin: Path) -> dict[str, str]:
     if not settings.embedded:
         return dict(variables)
     # Here and not above: a gateway with fronts elsewhere is installed without inference.
     from maas_inference.front.envoy_filter import envoy_environment
 
-    return envoy_environment(variables)
+    return envoy_environment(variables, admin)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from envoy.config.core.v3 import (
 )
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.extensions.access_loggers.stream.v3 import stream_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -48,6 +49,8 @@ class EmbeddedFront:
 
     guard: Mapping[str, Any]
     """Access rules that stand before it."""
+    door: Mapping[str, Any]
+    """Refuses a share of the requests, which the front says."""
     filter: Mapping[str, Any]
 
 
@@ -148,6 +151,7 @@ def _filters(settings: ListenerSettings) -> Iterator[http_connection_manager_pb2
     if settings.front is None:
         yield _filter(Stage.NAME_DEPLOYMENT, _lua("name_deployment.lua"))
     else:
+        yield _filter(Stage.DOOR, json_format.ParseDict(_without_type(settings.front.door), fault_pb2.HTTPFault()))
         yield _filter(Stage.FRONT, _front(settings.front.filter))
     yield http_connection_manager_pb2.HttpFilter(name="router", typed_config=packed(router_pb2.Router()))
 

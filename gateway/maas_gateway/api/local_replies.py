@@ -14,6 +14,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from maas.errors import ERROR_DOMAIN
+from maas_gateway.api.packing import seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,20 @@ class LocalReply:
     explained: bool = False
     """Whether Envoy's own words say more, which REST callers then get behind the sentence."""
 
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may be answered a second later."""
+        return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+
 
 LOCAL_REPLIES = (
+    LocalReply(
+        "QUEUE_TOO_LONG",
+        "RESOURCE_EXHAUSTED",
+        429,
+        "what waits already takes longer than the caller's time; retry later or allow more time",
+        flags=("FI",),
+    ),
     LocalReply(
         "UPSTREAM_UNAVAILABLE",
         "UNAVAILABLE",
@@ -85,6 +98,8 @@ def _for_grpc(reply: LocalReply) -> http_connection_manager_pb2.ResponseMapper:
     code = code_pb2.Code.Value(reply.grpc_code or reply.code)
     status = status_pb2.Status(code=code, message=reply.sentence)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reply.reason, domain=ERROR_DOMAIN))
+    if reply.retryable:
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=seconds(1)))
     details = base64.b64encode(status.SerializeToString(deterministic=True)).decode().rstrip("=")
     return http_connection_manager_pb2.ResponseMapper(
         filter=accesslog_pb2.AccessLogFilter(
@@ -113,7 +128,7 @@ def _for_rest(reply: LocalReply) -> http_connection_manager_pb2.ResponseMapper:
         body_format_override=substitution_format_string_pb2.SubstitutionFormatString(
             json_format=body, content_type="application/json"
         ),
-        headers_to_add=[_header("retry-after", "1")] if reply.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") else [],
+        headers_to_add=[_header("retry-after", "1")] if reply.retryable else [],
     )
 
 

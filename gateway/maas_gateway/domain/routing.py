@@ -83,7 +83,8 @@ def _inference_routes(topology: Topology) -> Iterator[Route]:
             # The action is what a caller gets if the front is not in the chain; the front itself never continues. Only
             # a route to a cluster can have an idle time of its own, and the manager knows what to say to a stream.
             action = Forward(INFERENCE) if policy is _STREAM else Refuse(503)
-            yield Route(name, match, action, policy, frozenset({Stage.FRONT}))
+            stages = {Stage.FRONT, Stage.DOOR} if name == "infer" else {Stage.FRONT}
+            yield Route(name, match, action, policy, frozenset(stages))
         else:
             yield Route(name, match, Forward(FRONT), policy, frozenset({Stage.NAME_DEPLOYMENT}))
 

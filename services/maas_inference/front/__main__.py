@@ -9,12 +9,14 @@ from typing import Any
 
 from maas_inference.front.envoy_filter import (
     connection_limits,
+    door_config,
     envoy_environment,
     filter_config,
     path_guard_config,
     tcp_keepalive,
 )
-from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, STREAM_PATH
+from maas_inference.front.failures import too_long
+from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, STREAM_PATH, error_headers
 from maas_runtime.envoy import envoy_binary
 from maas_runtime.exit_status import EXIT_CANNOT_START
 from maas_runtime.failures import Failure
@@ -45,6 +47,11 @@ class FrontSettings:
     manager_address: str = ""
     """Where the manager's gRPC server listens, for what fronts do not answer; empty: such calls are UNIMPLEMENTED."""
 
+    @property
+    def admin_socket(self) -> Path:
+        """Where this Envoy is told how many requests to refuse; fronts of one run folder differ by their port."""
+        return self.run_dir / f"front-{self.public_listen.rpartition(':')[2]}-admin.sock"
+
     @classmethod
     def read(cls, environment: Environment) -> "FrontSettings":
         """Read the variables. Raises SettingsInvalid with all that is wrong."""
@@ -63,20 +70,23 @@ def bootstrap(settings: FrontSettings) -> dict[str, Any]:
     host, _, port = settings.public_listen.rpartition(":")
     front = filter_config()
     front["typed_config"]["terminal_filter"] = False
+    door = door_config()
+    routes = _routes(front["name"], door["name"], settings)
     manager: dict[str, Any] = {
         "@type": _HCM,
         "stat_prefix": "inference",
         "generate_request_id": True,
         "route_config": {
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(front["name"], settings)}],
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
             "validate_clusters": False,
         },
         "http_filters": [
             path_guard_config(),
+            {**door, "disabled": True},
             {**front, "disabled": True},
             {"name": "router", "typed_config": {"@type": _ROUTER}},
         ],
-        "local_reply_config": {"mappers": _local_replies()},
+        "local_reply_config": {"mappers": [_refused_at_the_door(), *_local_replies()]},
         **connection_limits(),
     }
     listener = {
@@ -88,6 +98,8 @@ def bootstrap(settings: FrontSettings) -> dict[str, Any]:
     }
     clusters = [_manager_cluster(settings.manager_address)] if settings.manager_address else []
     return {
+        "admin": {"address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o600}}},
+        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
         "static_resources": {"listeners": [listener], "clusters": clusters},
         "overload_manager": {
             "resource_monitors": [
@@ -100,13 +112,12 @@ def bootstrap(settings: FrontSettings) -> dict[str, Any]:
     }
 
 
-def _routes(front: str, settings: FrontSettings) -> list[dict[str, Any]]:
+def _routes(front: str, door: str, settings: FrontSettings) -> list[dict[str, Any]]:
     """Return where requests go: all into the front, but for what the manager answers."""
-    into_front = {
-        # What a caller would get if the front were not in the chain.
-        "direct_response": {"status": 503},
-        "typed_per_filter_config": {front: {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}},
-    }
+    on = {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}
+    # The status is what a caller would get if the front were not in the chain.
+    into_front = {"direct_response": {"status": 503}, "typed_per_filter_config": {front: on}}
+    through_the_door = {"direct_response": {"status": 503}, "typed_per_filter_config": {door: on, front: on}}
     # Only a route to a cluster can have an idle time of its own; the front answers before the router does.
     stream = {
         "route": {"cluster": _MANAGER, "timeout": "0s", "idle_timeout": _IDLE_STREAM},
@@ -114,7 +125,7 @@ def _routes(front: str, settings: FrontSettings) -> list[dict[str, Any]]:
     }
     rest = {"route": {"cluster": _MANAGER, "timeout": "30s"}} if settings.manager_address else into_front
     return [
-        {"match": {"path": METHOD_PATH}, **into_front},
+        {"match": {"path": METHOD_PATH}, **through_the_door},
         {"match": {"path": STREAM_PATH}, **stream},
         {"match": {"prefix": SERVICE_PREFIX}, **rest},
         {"match": {"prefix": "/"}, **into_front},
@@ -141,6 +152,18 @@ def _manager_cluster(address: str) -> dict[str, Any]:
                 "explicit_http_config": {"http2_protocol_options": {}},
             }
         },
+    }
+
+
+def _refused_at_the_door() -> dict[str, Any]:
+    """Return what makes a refusal of the door the same as one of the front; only gRPC calls pass the door."""
+    headers = [(name, value) for name, value in error_headers(too_long(), ()) if name.startswith(b"grpc-")]
+    return {
+        "filter": {"response_flag_filter": {"flags": ["FI"]}},
+        "headers_to_add": [
+            {"header": {"key": name.decode(), "value": value.decode()}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for name, value in headers
+        ],
     }
 
 
@@ -177,12 +200,13 @@ def main() -> None:
     """Become Envoy."""
     try:
         settings = FrontSettings.read(Environment(os.environ))
-        binary, environment = envoy_binary(), envoy_environment(os.environ)
+        binary, environment = envoy_binary(), envoy_environment(os.environ, settings.admin_socket)
     except Failure as failure:
         print(f"maas_inference.front: {failure.message}", file=sys.stderr)
         sys.exit(EXIT_CANNOT_START)
     # pyvoy puts the working directory before all else on the import path; this one holds nothing to import.
     os.chdir(settings.run_dir)
+    settings.admin_socket.unlink(missing_ok=True)  # a killed Envoy leaves it, and the next one does not bind over it
     arguments = ["--config-yaml", json.dumps(bootstrap(settings)), "--concurrency", str(settings.concurrency)]
     os.execve(binary, [str(binary), *arguments, "--log-level", "warn", "--use-dynamic-base-id"], environment)
 

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeAlias
 
 from maas_inference.front import grpc_infer
 from maas_inference.front.bodies import Bodies
+from maas_inference.front.door import Door
+from maas_inference.front.envoy_filter import ADMIN_SOCKET_VARIABLE
 from maas_inference.front.failures import (
     InternalError,
     MediaTypeWrong,
@@ -86,6 +88,7 @@ async def _live(state: dict[str, Any], receive: Receive, send: Send) -> None:
             background = [
                 tasks.create_task(serving.sweep()),
                 tasks.create_task(keep_link(os.path.join(run_dir, FRONT_SOCKET), serving, metrics)),
+                tasks.create_task(Door(serving, os.environ[ADMIN_SOCKET_VARIABLE]).keep()),
             ]
             # What was imported stays; and requests leave next to no cycles behind, so looking for them can be rare.
             gc.freeze()

@@ -14,6 +14,9 @@ import find_libpython
 from maas_runtime.failures import Unavailable
 
 APPLICATION = "maas_inference.front.application:app"
+REFUSED_PERCENT_KEY = "maas.front.refused_percent"
+"""Envoy's runtime value by which the door refuses; front/door.py sets it."""
+ADMIN_SOCKET_VARIABLE = "MAAS_ENVOY_ADMIN_SOCKET"
 _BEYOND_ASCII = r".*(%[89a-fA-F][0-9a-fA-F]|[^\x00-\x7f]).*"
 _SHIM = Path(__file__).parent / "shim"
 
@@ -70,6 +73,19 @@ def path_guard_config() -> dict[str, Any]:
     }
 
 
+def door_config() -> dict[str, Any]:
+    """Return the HTTP filter that refuses the share of requests that front/door.py says: none, until it does."""
+    return {
+        "name": "maas.inference.door",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
+            "abort": {"http_status": 429, "percentage": {"numerator": 0, "denominator": "HUNDRED"}},
+            "abort_percent_runtime": REFUSED_PERCENT_KEY,
+            "disable_downstream_cluster_stats": True,
+        },
+    }
+
+
 def connection_limits() -> dict[str, Any]:
     """Return what bounds slow and silent callers, as fields of Envoy's HTTP connection manager."""
     return {
@@ -98,14 +114,15 @@ def tcp_keepalive() -> list[dict[str, Any]]:
     return [{"level": level, "name": name, "int_value": value} for level, name, value in options]
 
 
-def envoy_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment to start Envoy with, so that its interpreter finds what this one finds.
+def envoy_environment(base: Mapping[str, str], admin_socket: Path) -> dict[str, str]:
+    """Return the environment to start Envoy with, so that its interpreter finds what this one finds, and Envoy itself.
 
     Raises LibpythonMissing.
     """
     inherited = [path for path in sys.path if path]
     return {
         **base,
+        ADMIN_SOCKET_VARIABLE: str(admin_socket),
         "PYTHONPATH": os.pathsep.join([str(_SHIM), *inherited]),
         "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
         "LD_PRELOAD": str(shared_libpython()),

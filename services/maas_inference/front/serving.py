@@ -90,6 +90,7 @@ class Serving:
         self._waiting_for_worker: frozenset[tuple[str, str]] = frozenset()
         self._asked_last: dict[VersionQueue, float] = {}
         self._turn_of_shedding = 0
+        self._came = self._turned_away = 0
         self.news = asyncio.Event()
         """Set when the manager has to hear at once how versions are used."""
         self.table = ModelTable()
@@ -178,10 +179,18 @@ class Serving:
         not. Which model is asked is not known yet, so some are let through to be looked at: a queue that was not in
         use is then, and ends the shedding.
         """
+        self._came += 1
         if not self._asked_last or not all(queue.is_too_long(now, deadline) for queue in self._asked_last):
             return False
+        self._turned_away += 1
         self._turn_of_shedding = (self._turn_of_shedding + 1) % _LOOKED_AT
         return self._turn_of_shedding != 0
+
+    def take_turned_away(self) -> tuple[int, int]:
+        """Return how many requests came since the last time, and how many of them every queue was too long for."""
+        taken = self._came, self._turned_away
+        self._came = self._turned_away = 0
+        return taken
 
     async def sweep(self) -> None:
         """Look after all queues again and again, until cancelled."""

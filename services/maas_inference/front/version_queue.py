@@ -33,7 +33,7 @@ MAX_ATTEMPTS = 2
 MAX_RESTART_WAIT_SECONDS = 10.0
 """How long a request waits for a worker that is being restarted."""
 _PROBE_AFTER_SECONDS = 0.1
-_MOST_OF_THE_TIME = 0.4
+_MOST_OF_THE_TIME = 0.35
 """The rest of a caller's time is for the way there and back, and for an estimate that is too low."""
 
 
