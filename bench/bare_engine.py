@@ -3,7 +3,9 @@
 The seed's LSTM on torch eager, direct, 64 and 256 in flight, one batch at a time: with more lanes a worker would be
 compared with less than it has. In turns a load and the engine alone, in a process of its
 own with the same thread count: it computes batches of the sizes that the load had reached (the histogram of rows a
-batch in /metrics), and the load's rows are taken as so many batches of each.
+batch in /metrics), and the load's rows are taken as so many batches of each. It does so twice: on a machine that does
+nothing else, and while the other cores run an empty loop, as they run Envoy and the load generator under load. Where
+two cores are two threads of one, the second is what a serving engine can have at most.
 
 The histogram has buckets. How far the sizes lie above their buckets' lower ends is the same share for all buckets: the
 one at which the rows add up to those that were served.
@@ -11,6 +13,7 @@ one at which the rows add up to those that were served.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -68,11 +71,14 @@ def main() -> None:
             f"{median(one['served'] for one in rounds):,.0f}",
             f"{median(one['bare'] for one in rounds):,.0f}",
             f"{median(one['share'] for one in rounds):.2f}",
+            f"{median(one['beside'] for one in rounds):,.0f}",
+            f"{median(one['share_beside'] for one in rounds):.2f}",
             f"{sum(one['failed'] for one in rounds):.0f}",
         ]
         for count, rounds in found.items()
     ]
-    head = ["in flight", "rows a batch", "served rows/s", "bare engine rows/s", "served x bare", "failed"]
+    head = ["in flight", "rows a batch", "served rows/s", "bare engine rows/s", "served x bare"]
+    head += ["bare, other cores busy", "served x that", "failed"]
     publish("bare-engine", table(head, rows), found, arguments)
 
 
@@ -85,17 +91,26 @@ def one_round(cluster: Cluster, alone: "Alone", in_flight: int, seconds: float) 
     load = run_load(port, question, answer_bytes, in_flight, seconds)
     time.sleep(_REPORT_SECONDS)
     sizes, rows, batches = reached(before, histogram(cluster))
-    seconds_a_batch = alone.seconds_of(sorted(sizes))
-    alone_seconds = sum(count * seconds_a_batch[size] for size, count in sizes.items())
-    bare = sum(size * count for size, count in sizes.items()) / alone_seconds
+    bare = rows_a_second(sizes, alone)
+    with OtherCoresBusy():
+        beside = rows_a_second(sizes, alone)
     served = load.requests_per_second
     return {
         "served": served,
         "bare": bare,
         "share": served / bare,
+        "beside": beside,
+        "share_beside": served / beside,
         "rows_a_batch": rows / batches,
         "failed": load.failed,
     }
+
+
+def rows_a_second(sizes: Mapping[int, float], alone: "Alone") -> float:
+    """Return what the engine alone does with so many batches of each size."""
+    seconds_a_batch = alone.seconds_of(sorted(sizes))
+    seconds = sum(count * seconds_a_batch[size] for size, count in sizes.items())
+    return sum(size * count for size, count in sizes.items()) / seconds
 
 
 def histogram(cluster: Cluster) -> dict[str, float]:
@@ -130,6 +145,19 @@ def reached(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[di
         size = max(1, round(low + share * (high - low)))
         sizes[size] = sizes.get(size, 0.0) + count
     return sizes, more["sum"], more["count"]
+
+
+class OtherCoresBusy:
+    """All cores but one run an empty loop while it is open."""
+
+    def __enter__(self) -> None:
+        loop = [sys.executable, "-c", "while True: pass"]
+        self._loops = [subprocess.Popen(loop) for _ in range((os.cpu_count() or 2) - 1)]
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._loops:
+            process.kill()
+            process.wait()
 
 
 class Alone:

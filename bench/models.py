@@ -115,6 +115,14 @@ def sample(model: str, rows: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2, signature.vocabulary, (rows, signature.tokens), dtype=np.int64)
 
 
+def scratch_folder() -> Path:
+    """Return where the peers and the weights are kept between runs."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("MAAS_BENCH_SCRATCH") or cache / "maas-bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def prepare(folder: Path) -> None:
     """Write both models' weights, those that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)

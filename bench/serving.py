@@ -87,7 +87,7 @@ def main() -> None:
     need_h2load()
     chosen = {"all": list(PEERS), "none": []}.get(arguments.peers, arguments.peers.split(","))
     peers = [peer for name in chosen for peer in PEERS[name]]
-    scratch = scratch_folder()
+    scratch = models.scratch_folder()
     models.prepare(scratch / "models")
     for peer in peers:
         peer.setup(scratch)
@@ -113,14 +113,6 @@ def main() -> None:
     publish("serving", text, [asdict(row) for row in rows], arguments)
     if arguments.write:
         plot_serving(rows, FOLDER / "serving.png", machine())
-
-
-def scratch_folder() -> Path:
-    """Return where the peers and the weights are kept between runs."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("MAAS_BENCH_SCRATCH") or cache / "maas-bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def prepared_home(model: str, scratch: Path, folder: Path) -> Path:

@@ -1,12 +1,15 @@
 """Faults of workers as callers meet them: manager, Envoy with the front, and workers as processes."""
 
 import asyncio
+import json
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import numpy as np
 import pytest
@@ -114,3 +117,56 @@ async def test_memory_comes_back_when_a_deployment_ends(rig: Rig) -> None:
     assert ends.memory_bytes > 10 << 20
     await rig.rollout.want("ends")
     await until(lambda: not is_there(ends.pid))
+
+
+async def test_under_overload_envoy_refuses_what_the_front_could_not_and_stops_when_the_load_ends(
+    tmp_path: Path,
+) -> None:
+    make_package(tmp_path / "1", 1)
+    async with started_rig({VERSION: tmp_path / "1"}) as rig:
+        await deploy(rig, "busy", max_batch_rows=8)
+        question = tokens_request(some_tokens(1, rows=8, length=500), "busy")
+        reasons: Counter[str] = Counter()
+        stop = asyncio.Event()
+
+        async def insists() -> None:
+            while not stop.is_set():
+                try:
+                    await rig.infer(question, timeout=0.05)
+                    reasons["answered"] += 1
+                except grpc.aio.AioRpcError as error:
+                    failure = from_rpc_error(error)
+                    reasons[failure.reason or failure.code] += 1
+
+        callers = [asyncio.ensure_future(insists()) for _ in range(60)]
+
+        async def most_are_refused_by_envoy() -> bool:
+            return await refused_by_envoy(rig) > 500 and await refused_percent(rig) > 0
+
+        await until(most_are_refused_by_envoy)
+        stop.set()
+        await asyncio.gather(*callers)
+        assert set(reasons) <= {"answered", "QUEUE_TOO_LONG", "DEADLINE_EXCEEDED"}
+        assert reasons["QUEUE_TOO_LONG"] > 500
+
+        async def nothing_is_refused_any_more() -> bool:
+            return await refused_percent(rig) == 0
+
+        await until(nothing_is_refused_any_more)
+        assert logits_of(await rig.infer(question)).shape == (8, 2)
+
+
+async def admin(rig: Rig, path: str) -> str:
+    """Return a page of Envoy's admin interface."""
+    connector = aiohttp.UnixConnector(str(next((rig.folder / "run").glob("front-*-admin.sock"))))
+    async with aiohttp.ClientSession(connector=connector) as session, session.get(f"http://envoy{path}") as response:
+        return await response.text()
+
+
+async def refused_by_envoy(rig: Rig) -> int:
+    return int((await admin(rig, "/stats?filter=aborts_injected")).rpartition(": ")[2] or 0)
+
+
+async def refused_percent(rig: Rig) -> int:
+    values = json.loads(await admin(rig, "/runtime"))["entries"]
+    return int(values.get("maas.front.refused_percent", {"final_value": "0"})["final_value"])

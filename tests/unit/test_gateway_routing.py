@@ -42,7 +42,7 @@ FRONT_CONFIGURATION = {
 
 def all_resources(topology: Topology, *deployments: str) -> Resources:
     listener = ListenerSettings(
-        "127.0.0.1:8080", topology.services, EmbeddedFront({}, FRONT_CONFIGURATION) if topology.embedded else None
+        "127.0.0.1:8080", topology.services, EmbeddedFront({}, {}, FRONT_CONFIGURATION) if topology.embedded else None
     )
     return resources_for(snapshot_for(topology, deployments).checked(), listener_for(listener))
 
@@ -113,8 +113,15 @@ def test_deployments_are_looked_up_in_a_map() -> None:
 
 @pytest.mark.parametrize("name", ["infer", "infer-stream", "rest-inference", "predict"])
 def test_inference_is_answered_by_the_front_wherever_it_is(name: str) -> None:
-    assert route_named(TOPOLOGY, name).stages == {Stage.FRONT}
+    assert Stage.FRONT in route_named(TOPOLOGY, name).stages
     assert route_named(SPLIT, name).action == Forward(FRONT)
+
+
+def test_a_path_that_is_not_matched_exactly_is_guarded() -> None:
+    """The front would never answer one that is not text."""
+    for route in snapshot_for(TOPOLOGY, ()).routes:
+        if Stage.FRONT in route.stages:
+            assert (Stage.FRONT_GUARD in route.stages) == (route.match.kind is not MatchKind.EXACT)
 
 
 def test_streams_have_no_limit_but_on_silence() -> None:

@@ -19,6 +19,7 @@ from maas_inference.counts import FrontCounts
 from maas_inference.datatypes import ELEMENT_SIZES
 from maas_inference.front import failures as front_failures
 from maas_inference.front.application import STARTED, Front, Started
+from maas_inference.front.door import share_to_let_in
 from maas_inference.front.failures import STATUS_OF_KIND, status_of
 from maas_inference.front.grpc_infer import METHOD_PATH, SERVICE_PREFIX, frame
 from maas_inference.front.metrics import FrontMetrics
@@ -453,3 +454,19 @@ def _asked(queue: VersionQueue) -> "asyncio.Future[Answer]":
 
     queue.put(Question(group, 1, [bytes(8)], arrived=now, deadline=now + 60, receive=there, answer=answer))
     return answer
+
+
+def test_the_door_lets_in_little_more_than_is_accepted_and_opens_when_nothing_is_refused() -> None:
+    capacity, offered = 100, 300
+    share = 1.0
+    for _ in range(20):
+        came = round(offered * share)
+        share = share_to_let_in(share, came, max(0, came - capacity))
+    assert capacity < offered * share < 1.3 * capacity
+    for _ in range(10):
+        share = share_to_let_in(share, round(offered * share), 0)
+    assert share == 1.0
+    assert share_to_let_in(1.0, 0, 0) == 1.0
+    for _ in range(50):
+        share = share_to_let_in(share, 10, 10)
+    assert 0 < share <= 0.05

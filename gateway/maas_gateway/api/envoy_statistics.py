@@ -37,6 +37,11 @@ ENVOY_STATISTICS = (
         _HTTP + "downstream_cx_protocol_error",
         "Connections ended because the peer broke the protocol.",
     ),
+    EnvoyStatistic(
+        "envoy_http_fault_aborts_injected",
+        _HTTP + r"fault\.aborts_injected",
+        "Requests that Envoy refused for the inference front, which had more than it can answer.",
+    ),
     EnvoyStatistic("envoy_http_no_route", _HTTP + "no_route", "Requests for a path at which nothing is served."),
     EnvoyStatistic(
         "envoy_cluster_upstream_rq_xx", _CLUSTER + r"upstream_rq_[1-5]xx", "Answers of a process by class of status."

@@ -141,10 +141,10 @@ def _connection_manager(settings: ListenerSettings) -> Message:
 
 
 def _filters(settings: ListenerSettings) -> Iterator[http_connection_manager_pb2.HttpFilter]:
-    """All but the guard are off until a route turns them on, so that a request pays only for what it needs."""
+    """All are off until a route turns them on, so that a request pays only for what it needs."""
     if settings.front is not None:
         guard = json_format.ParseDict(_without_type(settings.front.guard), rbac_pb2.RBAC())
-        yield http_connection_manager_pb2.HttpFilter(name="front_guard", typed_config=packed(guard))
+        yield _filter(Stage.FRONT_GUARD, guard)
     yield _filter(Stage.REST_ERRORS, _lua("rest_errors.lua"))
     yield _filter(Stage.TRANSCODER, _transcoder())
     yield _filter(Stage.GRPC_STATISTICS, _grpc_statistics(settings.services))

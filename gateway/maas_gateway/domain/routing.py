@@ -33,12 +33,14 @@ _INFER = replace(_READ, retries=3)
 _AT_ONCE = CallPolicy(timeout_seconds=10.0, idle_seconds=10.0, retry=Retry.NEVER)
 
 _INFERENCE = (
-    ("infer", Match(MatchKind.EXACT, INFERENCE_METHOD), _INFER),
-    ("infer-stream", Match(MatchKind.EXACT, INFERENCE_STREAM), _STREAM),
-    ("rest-inference", Match(MatchKind.PATTERN, "/v2(/.*)?"), _INFER),
-    ("predict", Match(MatchKind.PATTERN, "/predict(/.*)?"), _INFER),
+    ("infer", Match(MatchKind.EXACT, INFERENCE_METHOD), _INFER, frozenset({Stage.DOOR, Stage.FRONT})),
+    ("infer-stream", Match(MatchKind.EXACT, INFERENCE_STREAM), _STREAM, frozenset({Stage.FRONT})),
+    ("rest-inference", Match(MatchKind.PATTERN, "/v2(/.*)?"), _INFER, frozenset({Stage.FRONT_GUARD, Stage.FRONT})),
+    ("predict", Match(MatchKind.PATTERN, "/predict(/.*)?"), _INFER, frozenset({Stage.FRONT_GUARD, Stage.FRONT})),
 )
-"""What inference fronts answer. Asking a model changes nothing, so a lost answer may be asked for again."""
+"""What inference fronts answer, and the stages of one inside Envoy. Asking a model changes nothing, so a lost answer
+may be asked for again. A path that is matched exactly needs no guard.
+"""
 
 
 def snapshot_for(topology: Topology, deployments: Iterable[str]) -> Snapshot:
@@ -64,7 +66,7 @@ def snapshot_for(topology: Topology, deployments: Iterable[str]) -> Snapshot:
         else tuple(DeploymentRoute(deployment, FRONT, _INFER) for deployment in sorted(set(deployments))),
         deployment_matches=()
         if topology.embedded
-        else tuple(match for name, match, _ in _INFERENCE if name != "infer-stream"),
+        else tuple(match for name, match, _, _ in _INFERENCE if name != "infer-stream"),
     )
 
 
@@ -78,13 +80,12 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
 
 
 def _inference_routes(topology: Topology) -> Iterator[Route]:
-    for name, match, policy in _INFERENCE:
+    for name, match, policy, stages in _INFERENCE:
         if topology.embedded:
             # The action is what a caller gets if the front is not in the chain; the front itself never continues. Only
             # a route to a cluster can have an idle time of its own, and the manager knows what to say to a stream.
             action = Forward(INFERENCE) if policy is _STREAM else Refuse(503)
-            stages = {Stage.FRONT, Stage.DOOR} if name == "infer" else {Stage.FRONT}
-            yield Route(name, match, action, policy, frozenset(stages))
+            yield Route(name, match, action, policy, stages)
         else:
             yield Route(name, match, Forward(FRONT), policy, frozenset({Stage.NAME_DEPLOYMENT}))
 

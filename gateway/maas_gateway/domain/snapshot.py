@@ -84,6 +84,8 @@ class Stage(Enum):
     """Counts calls by method and status."""
     NAME_DEPLOYMENT = "name_deployment"
     """Puts the deployment in a REST path into the header `maas-model`, by which routes are chosen."""
+    FRONT_GUARD = "front_guard"
+    """Refuses paths that the inference front would never answer."""
     DOOR = "door"
     """Refuses the share of requests that the inference front says, when there are far more than can be answered."""
     FRONT = "front"

@@ -68,10 +68,9 @@ class FrontSettings:
 def bootstrap(settings: FrontSettings) -> dict[str, Any]:
     """Return Envoy's whole, static configuration."""
     host, _, port = settings.public_listen.rpartition(":")
-    front = filter_config()
+    guard, door, front = path_guard_config(), door_config(), filter_config()
     front["typed_config"]["terminal_filter"] = False
-    door = door_config()
-    routes = _routes(front["name"], door["name"], settings)
+    routes = _routes(guard["name"], door["name"], front["name"], settings)
     manager: dict[str, Any] = {
         "@type": _HCM,
         "stat_prefix": "inference",
@@ -81,9 +80,7 @@ def bootstrap(settings: FrontSettings) -> dict[str, Any]:
             "validate_clusters": False,
         },
         "http_filters": [
-            path_guard_config(),
-            {**door, "disabled": True},
-            {**front, "disabled": True},
+            *({**stage, "disabled": True} for stage in (guard, door, front)),
             {"name": "router", "typed_config": {"@type": _ROUTER}},
         ],
         "local_reply_config": {"mappers": [_refused_at_the_door(), *_local_replies()]},
@@ -112,24 +109,28 @@ def bootstrap(settings: FrontSettings) -> dict[str, Any]:
     }
 
 
-def _routes(front: str, door: str, settings: FrontSettings) -> list[dict[str, Any]]:
-    """Return where requests go: all into the front, but for what the manager answers."""
-    on = {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}
-    # The status is what a caller would get if the front were not in the chain.
-    into_front = {"direct_response": {"status": 503}, "typed_per_filter_config": {front: on}}
-    through_the_door = {"direct_response": {"status": 503}, "typed_per_filter_config": {door: on, front: on}}
+def _routes(guard: str, door: str, front: str, settings: FrontSettings) -> list[dict[str, Any]]:
+    """Return where requests go: all into the front, but for what the manager answers.
+
+    A path that is matched exactly needs no guard.
+    """
+    # What a caller would get if the front were not in the chain.
+    away = {"direct_response": {"status": 503}}
     # Only a route to a cluster can have an idle time of its own; the front answers before the router does.
-    stream = {
-        "route": {"cluster": _MANAGER, "timeout": "0s", "idle_timeout": _IDLE_STREAM},
-        "typed_per_filter_config": into_front["typed_per_filter_config"],
-    }
-    rest = {"route": {"cluster": _MANAGER, "timeout": "30s"}} if settings.manager_address else into_front
+    to_manager = {"route": {"cluster": _MANAGER, "timeout": "0s", "idle_timeout": _IDLE_STREAM}}
+    anything = {**away, **_through(guard, front)}
+    rest = {"route": {"cluster": _MANAGER, "timeout": "30s"}} if settings.manager_address else anything
     return [
-        {"match": {"path": METHOD_PATH}, **through_the_door},
-        {"match": {"path": STREAM_PATH}, **stream},
+        {"match": {"path": METHOD_PATH}, **away, **_through(door, front)},
+        {"match": {"path": STREAM_PATH}, **to_manager, **_through(front)},
         {"match": {"prefix": SERVICE_PREFIX}, **rest},
-        {"match": {"prefix": "/"}, **into_front},
+        {"match": {"prefix": "/"}, **anything},
     ]
+
+
+def _through(*stages: str) -> dict[str, Any]:
+    on = {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "config": {}}
+    return {"typed_per_filter_config": dict.fromkeys(stages, on)}
 
 
 def _manager_cluster(address: str) -> dict[str, Any]:

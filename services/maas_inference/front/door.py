@@ -1,8 +1,8 @@
 """Lets Envoy itself refuse a share of the requests, so that those that are answered find time.
 
-Refusing a request in Python costs a third of what answering it does: it comes by way of Envoy's thread, Python's and back.
-Under a load of several times what can be computed the refusals then take the time of the answers. A filter of Envoy's
-in front of this one refuses a percentage for a tenth of that; which percentage, this module says, twenty times a second.
+A request that Python refuses has come through Envoy and two threads, and goes back the same way. Under a load of
+several times what can be computed the refusals then take the time of the answers. A filter of Envoy's in front of this
+one refuses a percentage at the headers; which percentage, this module says, up to twenty times a second.
 """
 
 import asyncio

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.05
 _PROBES_PER_SWEEP = 64
-_IN_USE_SECONDS = 60.0
+_IN_USE_SECONDS = 5.0
+"""A queue that nobody asked for so long does not keep the others from refusing unread."""
 _LOOKED_AT = 8
 """One request of so many is read although it would be refused unread."""
 _RECONNECT_SECONDS = 0.02
