@@ -13,15 +13,11 @@ from maas_registry.domain.blobs import Blobs
 from maas_registry.domain.datasets import Datasets
 from maas_registry.domain.models import Models
 from maas_registry.settings import Settings
-from maas_registry.storage.blob_folder import BlobFolder
-from maas_registry.storage.disk import Disk
 from maas_registry.storage.sql_datasets import SqlDatasetStore
 from maas_registry.storage.sql_models import SqlModelStore
-from maas_registry.storage.tables import MIGRATIONS
-from maas_runtime.database.database import open_database
+from maas_registry.storage.stores import open_stores
 from maas_runtime.metrics import process_metrics
 from maas_runtime.server import GrpcService, run_process, serve
-from maas_runtime.storage import translated_disk_errors
 
 
 async def main(settings: Settings) -> None:
@@ -34,24 +30,19 @@ async def main(settings: Settings) -> None:
 @asynccontextmanager
 async def open_registry(settings: Settings, metrics: CollectorRegistry) -> AsyncIterator[GrpcService]:
     """Give RegistryService over the stores of the settings; all is closed when the context ends."""
-    with translated_disk_errors(settings.folder):
-        settings.folder.mkdir(parents=True, exist_ok=True)
-    with Disk(settings.folder, settings.disk_threads) as disk:
-        folder = BlobFolder(disk)
-        await folder.prepare()
-        async with open_database(settings.database, MIGRATIONS) as database:
-            blobs = Blobs(folder, settings.max_blob_bytes)
-            servicer = RegistryServicer(
-                Models(SqlModelStore(database), blobs, _now),
-                Datasets(SqlDatasetStore(database), blobs, _now),
-                blobs,
-                TransferMetrics(metrics),
-            )
+    async with open_stores(settings.stores) as stores:
+        blobs = Blobs(stores.blobs, settings.max_blob_bytes)
+        servicer = RegistryServicer(
+            Models(SqlModelStore(stores.database), blobs, _now),
+            Datasets(SqlDatasetStore(stores.database), blobs, _now),
+            blobs,
+            TransferMetrics(metrics),
+        )
 
-            def add(server: grpc.aio.Server) -> None:
-                add_RegistryServiceServicer_to_server(servicer, server)
+        def add(server: grpc.aio.Server) -> None:
+            add_RegistryServiceServicer_to_server(servicer, server)
 
-            yield GrpcService("maas.registry.v1.RegistryService", add)
+        yield GrpcService("maas.registry.v1.RegistryService", add)
 
 
 def _now() -> datetime:

@@ -12,33 +12,53 @@ from maas_runtime.settings import Environment, ProcessSettings
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where a registry is kept; also for programs that work on it while no registry runs."""
+
+    folder: Path
+    """What is kept on this machine."""
+    database: DatabaseLocation
+    """Where models, versions, aliases and datasets are recorded."""
+    disk_threads: int
+    """How many files are read or written at once."""
+
+    @classmethod
+    def read(cls, environment: Environment) -> Self:
+        """Read the variables."""
+        folder = environment.folder("MAAS_HOME") / "registry"
+        file: DatabaseLocation = SqliteFile(folder / "registry.sqlite")
+        return cls(
+            folder=folder,
+            database=environment.parsed("MAAS_REGISTRY_DATABASE_URL", parse_database_url, file),
+            disk_threads=environment.integer("MAAS_REGISTRY_DISK_THREADS", 4, low=1, high=64),
+        )
+
+    @classmethod
+    def from_env(cls, variables: Mapping[str, str]) -> Self:
+        """Read the variables, those of a process not among them. Raises SettingsInvalid with every bad value."""
+        environment = Environment(variables)
+        settings = cls.read(environment)
+        environment.check()
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of maas_registry, from MAAS_* variables."""
 
     process: ProcessSettings
-    database: DatabaseLocation
-    """Where models, versions, aliases and datasets are recorded."""
+    stores: StoreSettings
     max_blob_bytes: int
     """Largest blob that is taken."""
-    disk_threads: int
-    """How many files are read or written at once."""
-
-    @property
-    def folder(self) -> Path:
-        """What the registry keeps on this machine."""
-        return self.process.home / "registry"
 
     @classmethod
     def from_env(cls, variables: Mapping[str, str]) -> Self:
         """Read the variables. Raises SettingsInvalid with every bad value."""
         environment = Environment(variables)
-        process = ProcessSettings.read(environment)
-        file: DatabaseLocation = SqliteFile(process.home / "registry" / "registry.sqlite")
         settings = cls(
-            process=process,
-            database=environment.parsed("MAAS_REGISTRY_DATABASE_URL", parse_database_url, file),
+            process=ProcessSettings.read(environment),
+            stores=StoreSettings.read(environment),
             max_blob_bytes=environment.integer("MAAS_REGISTRY_MAX_BLOB_BYTES", 4 * 2**30, low=1, high=2**50),
-            disk_threads=environment.integer("MAAS_REGISTRY_DISK_THREADS", 4, low=1, high=64),
         )
         environment.check()
         return settings

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import random
 import signal
@@ -39,8 +40,9 @@ MANIFEST = Manifest(
 ).to_json()
 
 
-def environment_in(folder: Path) -> dict[str, str]:
+def environment_in(folder: Path, database_url: str = "") -> dict[str, str]:
     return os.environ | {
+        "MAAS_REGISTRY_DATABASE_URL": database_url,
         "MAAS_HOME": str(folder),
         "MAAS_LISTEN": f"unix:{folder}/r.sock",
         "MAAS_METRICS_LISTEN": f"unix:{folder}/m.sock",
@@ -49,8 +51,9 @@ def environment_in(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def process_in(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen([sys.executable, "-m", "maas_registry"], env=environment_in(folder)) as process:
+def process_in(folder: Path, database_url: str = "") -> Iterator["subprocess.Popen[bytes]"]:
+    environment = environment_in(folder, database_url)
+    with subprocess.Popen([sys.executable, "-m", "maas_registry"], env=environment) as process:
         try:
             yield process
         finally:
@@ -92,11 +95,20 @@ async def upload_half(registry: "RegistryServiceAsyncStub") -> int:
             return blob.received_bytes
 
 
-async def test_all_that_was_acknowledged_before_a_kill_is_there_afterwards(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """What the registry is told; nothing means its own file."""
+    if request.param == "sqlite":
+        return ""
+    url: str = request.getfixturevalue("postgresql").new_database()
+    return url
+
+
+async def test_all_that_was_acknowledged_before_a_kill_is_there_afterwards(tmp_path: Path, database_url: str) -> None:
     acknowledged: dict[str, version_pb2.Version] = {}
     enough = asyncio.Event()
 
-    with process_in(tmp_path) as process:
+    with process_in(tmp_path, database_url) as process:
         async with stub_in(tmp_path) as registry:
             await registry.CreateModel(messages.CreateModelRequest(model_id="a"), timeout=5)
             for content in (ONNX, MANIFEST):
@@ -127,7 +139,7 @@ async def test_all_that_was_acknowledged_before_a_kill_is_there_afterwards(tmp_p
             process.send_signal(signal.SIGKILL)
             await asyncio.gather(*clients)
 
-    with process_in(tmp_path) as process:
+    with process_in(tmp_path, database_url) as process:
         async with stub_in(tmp_path) as registry:
             model = await registry.GetModel(messages.GetModelRequest(name="models/a"), timeout=5)
             names = [made.name for made in acknowledged.values()]
@@ -144,8 +156,58 @@ async def test_all_that_was_acknowledged_before_a_kill_is_there_afterwards(tmp_p
             assert blob.committed
             call = registry.DownloadBlob(messages.DownloadBlobRequest(name=NAME), timeout=30)
             assert b"".join([response.chunk async for response in call]) == CONTENT
+        verified = verify(tmp_path, database_url)
+        assert verified.returncode == 0, verified.stdout
         process.terminate()
         assert process.wait(timeout=30) == 0
+
+
+def verify(folder: Path, database_url: str) -> "subprocess.CompletedProcess[str]":
+    """`maas registry verify --hash`, beside the registry."""
+    return subprocess.run(
+        [sys.executable, "-m", "maas.cli", "registry", "verify", "--hash", "--json"],
+        env=environment_in(folder, database_url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+async def test_verify_names_what_is_wrong_and_ends_with_status_1(tmp_path: Path) -> None:
+    with process_in(tmp_path):
+        async with stub_in(tmp_path) as registry:
+            await registry.CreateModel(messages.CreateModelRequest(model_id="a"), timeout=5)
+            for content in (ONNX, MANIFEST):
+                await registry.UploadBlob(upload_requests(content), timeout=5)
+            files = [
+                blob_pb2.File(path=path, blob=f"blobs/{hashlib.sha256(content).hexdigest()}")
+                for path, content in (("model.onnx", ONNX), ("manifest.json", MANIFEST))
+            ]
+            request = messages.CreateVersionRequest(parent="models/a", version=version_pb2.Version(files=files))
+            await registry.CreateVersion(request, timeout=5)
+    sha256 = hashlib.sha256(ONNX).hexdigest()
+    (tmp_path / "registry" / "blobs" / sha256[:2] / sha256).unlink()
+    verified = verify(tmp_path, "")
+    assert verified.returncode == 1
+    assert json.loads(verified.stdout)["problems"] == [
+        {"name": "models/a/versions/1", "problem": f"needs blobs/{sha256}, which is not there"}
+    ]
+
+
+def test_verify_makes_no_registry_where_there_is_none(tmp_path: Path) -> None:
+    verified = verify(tmp_path, "")
+    assert verified.returncode == 1
+    assert "there is no registry" in verified.stderr
+
+
+def test_a_database_that_is_away_is_one_sentence_without_its_password(tmp_path: Path) -> None:
+    url = f"postgresql://ann:secret@localhost/registry?host={tmp_path}"
+    finished = subprocess.run(
+        [sys.executable, "-m", "maas_registry"], env=environment_in(tmp_path, url), capture_output=True, timeout=60
+    )
+    assert finished.returncode == EXIT_CANNOT_START, finished.stderr
+    assert b"does not answer" in finished.stderr
+    assert b"secret" not in finished.stderr + finished.stdout
 
 
 async def test_an_upload_by_the_client_goes_on_after_the_registry_was_killed_and_started_again(tmp_path: Path) -> None:
@@ -184,7 +246,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_and_its_own_exit_status(tm
     assert b"Traceback" not in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["MAAS_REGISTRY_MAX_BLOB_BYTES", "MAAS_REGISTRY_DISK_THREADS"])
+@pytest.mark.parametrize(
+    "name", ["MAAS_REGISTRY_MAX_BLOB_BYTES", "MAAS_REGISTRY_DISK_THREADS", "MAAS_REGISTRY_DATABASE_URL"]
+)
 def test_a_setting_that_is_wrong_is_named(tmp_path: Path, name: str) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "maas_registry"],

@@ -158,6 +158,12 @@ def test_each_process_listens_at_its_own_socket_and_knows_the_others(tmp_path: P
     assert "MAAS_METRICS_LISTEN" not in specs["gateway"].environment
 
 
+def test_what_is_said_to_the_registry_is_said_to_nobody_else(tmp_path: Path) -> None:
+    secret = {"MAAS_REGISTRY_DATABASE_URL": "postgresql://ann:secret@host/registry"}
+    for spec in cluster_specs(Home(tmp_path), tmp_path, 1, secret):
+        assert ("secret" in str(spec.environment)) == (spec.name == "registry")
+
+
 def test_callers_stop_before_those_they_call(tmp_path: Path) -> None:
     stages = {spec.name: spec.stop_stage for spec in cluster_specs(Home(tmp_path), tmp_path, 1, {})}
     order = sorted(stages, key=lambda name: (stages[name], name))

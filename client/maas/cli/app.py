@@ -6,7 +6,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from maas.cli import cluster_commands, data_commands, deployment_commands, job_commands, model_commands
+from maas.cli import (
+    cluster_commands,
+    data_commands,
+    deployment_commands,
+    job_commands,
+    model_commands,
+    registry_commands,
+)
 from maas.cli.errors import EXIT_INTERRUPTED, exit_status, show_error
 from maas.errors import MaasError
 
@@ -65,3 +72,4 @@ data_commands.add_to(app)
 model_commands.add_to(app)
 job_commands.add_to(app)
 deployment_commands.add_to(app)
+registry_commands.add_to(app)

@@ -41,6 +41,16 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: progress.update(task, description=text)
 
 
+@contextmanager
+def amount(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that is told of what is done, how much of it, and how much there is."""
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda text, done, total: progress.update(task, description=text, completed=done, total=total)
+
+
 def follow_job(client: "Client", job: "Job") -> "Job":
     """Show a job's phases, metrics and log lines until it ends, and return its last state.
 

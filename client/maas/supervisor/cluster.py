@@ -41,9 +41,13 @@ PROCESS_MODULES = tuple(process.module.partition(".")[0] for process in _PROCESS
 
 
 def cluster_specs(home: Home, run_dir: Path, port: int, environment: Mapping[str, str]) -> list[ProcessSpec]:
-    """Return the processes, each with its settings on top of `environment`."""
+    """Return the processes, each with its settings on top of `environment`.
+
+    What is said to the registry is said to nobody else: a password may be in it, and workers run code of others.
+    """
+    to_registry = {name: value for name, value in environment.items() if name.startswith("MAAS_REGISTRY_")}
     told = {
-        **environment,
+        **{name: value for name, value in environment.items() if name not in to_registry},
         "MAAS_HOME": str(home.folder),
         "MAAS_RUN_DIR": str(run_dir),
         "MAAS_PUBLIC_LISTEN": f"{HOST}:{port}",
@@ -62,7 +66,9 @@ def cluster_specs(home: Home, run_dir: Path, port: int, environment: Mapping[str
         ProcessSpec(
             name=process.name,
             command=(sys.executable, "-m", process.module),
-            environment=told | _own_settings(run_dir, process.name),
+            environment=(to_registry if process.name == "registry" else {})
+            | told
+            | _own_settings(run_dir, process.name),
             ready=http_ok(HOST, port, "/v2/health/live")
             if process.name == "envoy"
             else grpc_health(_address(run_dir, process.name)),

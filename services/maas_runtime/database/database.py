@@ -130,19 +130,26 @@ async def open_database(location: DatabaseLocation, migrations: Migrations) -> A
 
 async def migrate(location: DatabaseLocation, change: Callable[[Connection], None]) -> None:
     """Let `change` make or change tables, in one transaction while nobody else writes."""
+
+    async def run() -> None:
+        async with alone(location) as connection:
+            await connection.run_sync(change)
+
+    await to_its_end(run())
+
+
+@asynccontextmanager
+async def alone(location: DatabaseLocation) -> AsyncIterator[AsyncConnection]:
+    """Give one transaction over the whole database, for as long as it takes; nobody else writes meanwhile."""
     with _translated_errors(location):
         await location.check()
     engine = location.migrating()
-
-    async def run() -> None:
-        try:
+    try:
+        with _translated_errors(location):
             async with engine.begin() as connection:
-                await connection.run_sync(change)
-        finally:
-            await engine.dispose()
-
-    with _translated_errors(location):
-        await to_its_end(run())
+                yield connection
+    finally:
+        await engine.dispose()
 
 
 async def _transaction(

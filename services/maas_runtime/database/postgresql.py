@@ -23,7 +23,6 @@ _SERVER_SETTINGS = {
     "application_name": "maas",
     "jit": "off",  # compiles what runs for a millisecond
     "lock_timeout": str(_STATEMENT_MILLISECONDS),
-    "idle_in_transaction_session_timeout": str(3 * _STATEMENT_MILLISECONDS),
 }
 
 
@@ -104,7 +103,10 @@ class PostgresqlDatabase:
         self, connections: int, statement_milliseconds: int = _STATEMENT_MILLISECONDS, **options: Any
     ) -> AsyncEngine:
         async def connect() -> asyncpg.Connection:
-            settings = _SERVER_SETTINGS | {"statement_timeout": str(statement_milliseconds)}
+            settings = _SERVER_SETTINGS | {
+                "statement_timeout": str(statement_milliseconds),
+                "idle_in_transaction_session_timeout": str(3 * statement_milliseconds),
+            }
             return await asyncpg.connect(self.url, timeout=_CONNECT_SECONDS, server_settings=settings)
 
         engine = create_async_engine(
