@@ -1,7 +1,6 @@
 """The client of a cluster, for programs. The `maas` command is written with it."""
 
 import math
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,12 +19,12 @@ from maas.calls import Pauses, guarded, open_channel
 from maas.compression.v1 import compression_job_pb2, compression_service_pb2
 from maas.compression.v1.compression_job_pb2 import CompressionJob, Technique
 from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceStub
+from maas.datasets import check_pyarrow
 from maas.errors import (
     AlreadyExistsError,
     DeadlineExceededError,
     InvalidInputError,
     MaasError,
-    NotAllowedNowError,
     NotFoundError,
     UnavailableError,
 )
@@ -52,17 +51,17 @@ from maas.registry.v1.dataset_pb2 import Dataset, DatasetVersion, Split
 from maas.registry.v1.model_pb2 import Alias, Model
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from maas.registry.v1.version_pb2 import Version
-from maas.registry.v1.version_signature_pb2 import VersionSignature
 from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
 from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, ServingSettings, Target
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
-from maas.signatures import PublicKey, PublicKeyInvalid, VersionNotSigned, members_of, signer_of
 from maas.training.v1 import training_service_pb2
 from maas.training.v1.training_job_pb2 import Hyperparameters, TrainingJob
 from maas.training.v1.training_service_pb2_grpc import TrainingServiceStub
 
 if TYPE_CHECKING:
     import numpy
+
+    from maas.datasets.prepare import PreparedSplit, PrepareOptions
 
 Job: TypeAlias = TrainingJob | CompressionJob
 Progress: TypeAlias = Callable[[int], None]
@@ -223,50 +222,6 @@ class Client:
             blobs.download_blob(self._raw_channel, BlobName.parse(file.blob), target, progress)
         return version
 
-    def sign(self, reference: str, private_key: Path, *, password: str | None = None) -> VersionSignature:
-        """Sign a version with a private key in PEM form, which stays here. Needs `model-signing`.
-
-        Nothing of the model is read: what is signed are the hashes under which its files are stored.
-        """
-        from maas import signing
-
-        version = self.version(reference)
-        key, bundle = signing.sign(private_key, version.name, members_of(version.files), password)
-        return self._registry.CreateVersionSignature(
-            registry_service_pb2.CreateVersionSignatureRequest(
-                parent=version.name, version_signature=VersionSignature(public_key=key.pem, bundle=bundle)
-            )
-        )
-
-    def signatures(self, reference: str) -> Iterator[VersionSignature]:
-        """List a version's signatures, without their bundles, by the fingerprint of their keys."""
-        request = registry_service_pb2.ListVersionSignaturesRequest(parent=self.version(reference).name)
-        return _pages(self._registry.ListVersionSignatures, request, "version_signatures")
-
-    def verify(
-        self, reference: str, public_keys: Sequence[Path | str], *, progress: Progress = lambda _: None
-    ) -> VersionSignature:
-        """Return the signature of a version by one of the keys, after reading all its bytes and hashing them.
-
-        Raises NotAllowedNowError (VERSION_NOT_SIGNED) when none of the keys signed it, DataCorruptError when stored
-        bytes are not the signed ones.
-        """
-        trusted = [_public_key(Path(path)) for path in public_keys]
-        version = self.version(reference)
-        found = self._signatures_of(version.name, trusted)
-        bundles = {fingerprint: signature.bundle for fingerprint, signature in found.items()}
-        try:
-            key = signer_of(version.name, members_of(version.files), bundles, trusted)
-        except VersionNotSigned as error:
-            raise NotAllowedNowError(
-                str(error), code="FAILED_PRECONDITION", reason="VERSION_NOT_SIGNED", resource_name=version.name
-            ) from error
-        with tempfile.TemporaryDirectory(prefix="maas-verify-") as folder:
-            for blob in sorted({file.blob for file in version.files}):
-                path = Path(folder, "blob")
-                blobs.download_blob(self._raw_channel, BlobName.parse(blob), path, progress)
-        return found[key.fingerprint]
-
     # ---- datasets -----------------------------------------------------------------------------------------------
 
     def datasets(self) -> Iterator[Dataset]:
@@ -278,29 +233,73 @@ class Client:
         request = registry_service_pb2.ListDatasetVersionsRequest(parent=_dataset_name(dataset))
         return _pages(self._registry.ListDatasetVersions, request, "dataset_versions")
 
+    def dataset(self, dataset: str) -> Dataset:
+        """Return one dataset."""
+        return self._registry.GetDataset(registry_service_pb2.GetDatasetRequest(name=_dataset_name(dataset)))
+
+    def dataset_version(self, reference: str) -> DatasetVersion:
+        """Return the version that `reviews` (the newest) or `reviews@2` refers to, with its statistics."""
+        name = _dataset_reference(reference)
+        if name.count("/") == 1:
+            name = self.dataset(reference).latest_version
+            if not name:
+                raise NotFoundError(
+                    f"{reference} has no version yet; push one: maas data push {reference} FILE",
+                    code="NOT_FOUND",
+                    reason="DATASET_WITHOUT_VERSION",
+                    resource_name=reference,
+                )
+        return self._registry.GetDatasetVersion(registry_service_pb2.GetDatasetVersionRequest(name=name))
+
     def push_dataset(
         self,
         dataset: str,
         splits: Mapping[str, Path | str],
         *,
+        options: "PrepareOptions | None" = None,
         description: str = "",
         progress: Progress = lambda _: None,
     ) -> DatasetVersion:
-        """Store Parquet files (`train`, `validation`, `test`) as the next version of a dataset, made if missing."""
+        """Store files (`train`, `validation`, `test`) as the next version of a dataset, which is made if missing.
+
+        Files are CSV, JSONL or Parquet; `options` say what becomes of them (maas.datasets.prepare). Pushing what the
+        newest version has returns that version.
+        """
+        check_pyarrow()
+        from maas.datasets.prepare import PrepareOptions, prepared_splits
+
+        sources = {_id(split_id): [Path(path)] for split_id, path in splits.items()}
+        with prepared_splits(sources, options or PrepareOptions()) as prepared:
+            return self.store_dataset(dataset, prepared, description=description, progress=progress)
+
+    def store_dataset(
+        self,
+        dataset: str,
+        splits: "Mapping[str, PreparedSplit]",
+        *,
+        description: str = "",
+        progress: Progress = lambda _: None,
+    ) -> DatasetVersion:
+        """Store prepared splits as the next version of a dataset; what the newest version has is not stored again."""
         name = _dataset_name(dataset)
-        described = [(_id(split_id), Path(path), *parquet_shape(Path(path))) for split_id, path in splits.items()]
         try:
-            self._registry.GetDataset(registry_service_pb2.GetDatasetRequest(name=name))
+            newest = self.dataset(name).latest_version
         except NotFoundError:
             self._make_dataset(name, description)
+            newest = ""
+        if newest:
+            version = self.dataset_version(newest)
+            if {split.split_id: split.file.blob for split in version.splits} == {
+                split_id: str(BlobName(blobs.sha256_of(split.path))) for split_id, split in splits.items()
+            }:
+                return version
         stored = [
             Split(
-                split_id=split_id,
-                file=File(path=f"{split_id}.parquet", blob=str(self._upload(path, progress))),
-                row_count=row_count,
-                columns=columns,
+                split_id=_id(split_id),
+                file=File(path=f"{split_id}.parquet", blob=str(self._upload(split.path, progress))),
+                statistics=split.statistics,
             )
-            for split_id, path, row_count, columns in described
+            for split_id, split in splits.items()
         ]
         return self._registry.CreateDatasetVersion(
             registry_service_pb2.CreateDatasetVersionRequest(
@@ -309,6 +308,30 @@ class Client:
                 request_id=_request_id(),
             ),
         )
+
+    def pull_dataset(
+        self,
+        reference: str,
+        folder: Path,
+        *,
+        splits: Sequence[str] = (),
+        progress: Progress = lambda _: None,
+    ) -> DatasetVersion:
+        """Write a version's Parquet files, or those of some splits, into a folder as `<split>.parquet`."""
+        version = self.dataset_version(reference)
+        for split in _chosen_splits(version, splits):
+            target = folder / f"{split.split_id}.parquet"
+            blobs.download_blob(self._raw_channel, BlobName.parse(split.file.blob), target, progress)
+        return version
+
+    def dataset_rows(self, reference: str, split: str = "", rows: int = 10) -> list[dict[str, Any]]:
+        """Return the first rows of a split (default: the first); only the part of its file that holds them is read."""
+        check_pyarrow()
+        from maas.datasets.remote import first_rows
+
+        version = self.dataset_version(reference)
+        chosen = _chosen_splits(version, [split] if split else [])[0]
+        return first_rows(self._raw_channel, chosen.file, rows)
 
     # ---- jobs ---------------------------------------------------------------------------------------------------
 
@@ -607,18 +630,6 @@ class Client:
     def _upload(self, path: Path, progress: Progress) -> BlobName:
         return blobs.upload_blob(self._raw_channel, path, progress)
 
-    def _signatures_of(self, version: str, keys: Sequence[PublicKey]) -> dict[str, VersionSignature]:
-        """Return the signatures of a version that these keys made, by fingerprint."""
-        found = {}
-        for key in keys:
-            request = registry_service_pb2.GetVersionSignatureRequest(name=f"{version}/signatures/{key.fingerprint}")
-            try:
-                found[key.fingerprint] = self._registry.GetVersionSignature(request)
-            except NotFoundError as error:
-                if error.reason != "SIGNATURE_NOT_FOUND":
-                    raise
-        return found
-
     def _make_model(self, name: str) -> None:
         try:
             self._registry.CreateModel(registry_service_pb2.CreateModelRequest(model_id=ModelName.parse(name).model_id))
@@ -679,30 +690,6 @@ def package_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _public_key(path: Path) -> PublicKey:
-    try:
-        return PublicKey.parse(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, PublicKeyInvalid) as error:
-        raise InvalidInputError(f"{path}: {error}", code="INVALID_ARGUMENT", reason="PUBLIC_KEY_INVALID") from error
-
-
-def parquet_shape(path: Path) -> tuple[int, list[str]]:
-    """Return rows and column names of a Parquet file. Raises InvalidInputError."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise NotAllowedNowError(
-            "reading Parquet files needs pyarrow; install it with: pip install 'maas[data]'", reason="PYARROW_MISSING"
-        ) from error
-    try:
-        metadata = pyarrow.parquet.read_metadata(path)
-        return metadata.num_rows, list(metadata.schema.to_arrow_schema().names)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise InvalidInputError(
-            f"{path} cannot be read as a Parquet file: {error}", code="INVALID_ARGUMENT", reason="PARQUET_INVALID"
-        ) from error
-
-
 def _pages(call: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
     while True:
         response = call(request)
@@ -734,6 +721,18 @@ def _model_name(text: str) -> str:
 
 def _dataset_name(text: str) -> str:
     return text if text.startswith("datasets/") else str(DatasetName(_id(text)))
+
+
+def _chosen_splits(version: DatasetVersion, splits: Sequence[str]) -> list[Split]:
+    found = {split.split_id: split for split in version.splits}
+    for split_id in splits:
+        if split_id not in found:
+            raise NotFoundError(
+                f"{version.name} has no split {split_id}; it has: {', '.join(found)}",
+                code="NOT_FOUND",
+                reason="DATASET_SPLIT_MISSING",
+            )
+    return [found[split_id] for split_id in splits or found]
 
 
 def _dataset_reference(text: str) -> str:

@@ -17,8 +17,18 @@ from maas.names import (
     VersionName,
 )
 from maas_package.manifest import TensorSpec
-from maas_registry.domain.datasets import Dataset, DatasetContent, DatasetStore, DatasetVersion, Split
+from maas_registry.domain.datasets import (
+    ColumnStatistics,
+    Dataset,
+    DatasetContent,
+    DatasetStore,
+    DatasetVersion,
+    NumberStatistics,
+    Split,
+    TextStatistics,
+)
 from maas_registry.domain.models import Alias, Model, ModelStore
+from maas_registry.domain.parquet_file import Column
 from maas_registry.domain.versions import (
     CompressionReport,
     Evaluation,
@@ -69,7 +79,18 @@ FULL = VersionContent(
     ),
     SIGNATURE,
 )
-SPLITS = DatasetContent((Split("train", File("train.parquet", BLOB, 100), 8605, ("text", "label")),), "reviews")
+STATISTICS = (
+    ColumnStatistics("text", 0, 8570, True, texts=TextStatistics(3, 250, 60.5, (0, 0, 5, 8600))),
+    ColumnStatistics("label", 5, 2, False, NumberStatistics(0, 1, 0.5, 0.5), values=(("0", 4300), ("1", 4300))),
+)
+SPLITS = DatasetContent(
+    (
+        Split("train", File("train.parquet", BLOB, 100), 8605, STATISTICS),
+        Split("test", File("test.parquet", BLOB, 100), 2000),
+    ),
+    (Column("text", "string", nullable=False), Column("label", "int64", nullable=True)),
+    "reviews",
+)
 
 
 def database_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> DatabaseLocation:

@@ -116,8 +116,6 @@ class JobCluster:
         return dataset_pb2.Split(
             split_id=name,
             file=blob_pb2.File(path=path.name, blob=str(blob)),
-            row_count=max(1, len(rows)),
-            columns=columns,
         )
 
     def _socket(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """A cluster in one gRPC server, with plain behaviour kept in dictionaries: what the command is tested against."""
 
 import hashlib
+import io
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import pyarrow.parquet
 from google.protobuf import empty_pb2
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -159,9 +161,19 @@ class Registry(registry_service_pb2_grpc.RegistryServiceServicer):
         version = dataset_pb2.DatasetVersion()
         version.CopyFrom(request.dataset_version)
         version.name = f"{request.parent}/versions/{number}"
+        for split in version.splits:
+            content = self.cluster.find(self.cluster.blobs, split.file.blob, context)
+            shape = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+            split.row_count, split.file.size_bytes = shape.metadata.num_rows, len(content)
+            columns = [dataset_pb2.Column(name=one.name, type=str(one.type)) for one in shape.schema_arrow]
+            del version.columns[:]
+            version.columns.extend(columns)
         self.cluster.datasets[request.parent].latest_version = version.name
         self.cluster.dataset_versions[version.name] = version
         return version
+
+    def GetDatasetVersion(self, request: Any, context: Any) -> dataset_pb2.DatasetVersion:
+        return self.cluster.find(self.cluster.dataset_versions, request.name, context)
 
     def GetBlob(self, request: Any, context: Any) -> blob_pb2.Blob:
         content = self.cluster.find(self.cluster.blobs, request.name, context)

@@ -129,9 +129,11 @@ def test_a_folder_of_splits_is_a_dataset(maas: Maas, tmp_path: Path) -> None:
         pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
     made = document(maas("data", "push", "mine", str(tmp_path), "--json"))
     assert {split["split_id"]: split["row_count"] for split in made["splits"]} == {"train": 2, "test": 2}
-    maas("data", "push", "mine", f"train={tmp_path / 'train.parquet'}", f"test={tmp_path / 'test.parquet'}")
+    files = {split: f"{split}={tmp_path / split}.parquet" for split in ("train", "test")}
+    assert "mine@1" in maas("data", "push", "mine", *files.values()).stderr, "the same again is the same version"
+    maas("data", "push", "mine", files["train"])
     assert document(maas("data", "ls", "--json"))[0]["latest_version"] == "datasets/mine/versions/2"
-    assert "SPLIT=FILE" in maas("data", "push", "mine", "what", status=1).stderr
+    assert "there is no file what" in maas("data", "push", "mine", "what", status=1).stderr
 
 
 def test_training_shows_what_was_made(maas: Maas, cluster: PlainCluster) -> None:

@@ -90,11 +90,12 @@ def test_a_dataset_is_stored_with_its_rows_and_columns(client: Client, tmp_path:
     splits = {"train": parquet(tmp_path / "a.parquet", 5), "test": parquet(tmp_path / "b.parquet", 2)}
     version = client.push_dataset("reviews", splits, description="little")
     assert version.name == "datasets/reviews/versions/1"
-    assert [(one.split_id, one.row_count, list(one.columns)) for one in version.splits] == [
-        ("train", 5, ["text", "label"]),
-        ("test", 2, ["text", "label"]),
-    ]
-    assert client.push_dataset("reviews", splits).name == "datasets/reviews/versions/2"
+    assert [(one.split_id, one.row_count) for one in version.splits] == [("train", 5), ("test", 2)]
+    assert [column.name for column in version.columns] == ["text", "label"]
+    assert client.push_dataset("reviews", splits) == version, "the newest version has the same"
+    assert client.push_dataset("reviews", {"train": splits["train"]}).name == "datasets/reviews/versions/2"
+    assert client.dataset_version("reviews").name == "datasets/reviews/versions/2"
+    assert client.dataset_version("reviews@1") == version
 
 
 def test_a_file_that_is_no_parquet_is_refused_before_anything_is_stored(

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from maas.errors import MaasError, from_rpc_error
-from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2
+from maas.registry.v1 import blob_pb2, model_pb2, version_pb2
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from maas_package.manifest import ArchitectureRef, FileEntry, Manifest, Servable, TensorSpec, TextInput, Weights
@@ -302,37 +302,6 @@ async def test_a_reference_that_is_no_name_is_refused(
     await create_model(registry)
     error = await error_of(create_version(registry, address, **fields))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "RESOURCE_NAME_INVALID")
-
-
-async def test_a_dataset_is_stored_read_and_listed(registry: "RegistryServiceAsyncStub", address: str) -> None:
-    made = await registry.CreateDataset(
-        messages.CreateDatasetRequest(dataset_id="reviews", dataset=dataset_pb2.Dataset(description="films")), timeout=5
-    )
-    assert (made.name, made.description) == ("datasets/reviews", "films")
-    blob = await put(address, b"PAR1" + b"rows" * 4 + b"PAR1")
-    split = dataset_pb2.Split(
-        split_id="train", file=blob_pb2.File(path="train.parquet", blob=blob), row_count=4, columns=["text", "label"]
-    )
-    request = messages.CreateDatasetVersionRequest(
-        parent="datasets/reviews", dataset_version=dataset_pb2.DatasetVersion(splits=[split], description="first")
-    )
-    version = await registry.CreateDatasetVersion(request, timeout=5)
-    assert (version.name, version.size_bytes, version.splits[0].file.size_bytes) == (
-        "datasets/reviews/versions/1",
-        24,
-        24,
-    )
-    assert (
-        await registry.GetDatasetVersion(messages.GetDatasetVersionRequest(name=version.name), timeout=5)
-    ) == version
-    versions = await registry.ListDatasetVersions(
-        messages.ListDatasetVersionsRequest(parent="datasets/reviews"), timeout=5
-    )
-    assert list(versions.dataset_versions) == [version]
-    listed = await registry.ListDatasets(messages.ListDatasetsRequest(), timeout=5)
-    assert [dataset.latest_version for dataset in listed.datasets] == [version.name]
-    read = await registry.GetDataset(messages.GetDatasetRequest(name="datasets/reviews"), timeout=5)
-    assert read == listed.datasets[0]
 
 
 async def test_a_blob_is_uploaded_and_downloaded_from_any_offset(

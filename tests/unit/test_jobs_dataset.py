@@ -78,13 +78,14 @@ def test_a_missing_split_or_column_is_named() -> None:
     dataset = dataset_pb2.DatasetVersion(
         name="datasets/d/versions/1",
         splits=[
-            dataset_pb2.Split(split_id="train", columns=["text", "label"]),
-            dataset_pb2.Split(split_id="test", columns=["text"]),
-            dataset_pb2.Split(split_id="extra"),
+            dataset_pb2.Split(split_id="train"),
+            dataset_pb2.Split(split_id="test"),
         ],
+        columns=[dataset_pb2.Column(name="text"), dataset_pb2.Column(name="label")],
     )
-    check_splits(dataset, ["train", "extra"])
+    check_splits(dataset, ["train", "test"])
     with pytest.raises(DatasetSplitMissing, match="validation"):
         check_splits(dataset, ["train", "validation"])
+    del dataset.columns[1]
     with pytest.raises(DatasetColumnMissing, match="label"):
         check_splits(dataset, ["train", "test"])

@@ -6,7 +6,10 @@ import pickle
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from maas.names import AliasName, BlobName, DatasetName, DatasetVersionName, ModelName, VersionName
@@ -20,13 +23,19 @@ from maas_package.package import (
 )
 from maas_registry.domain.blobs import BlobNotFound, Blobs
 from maas_registry.domain.datasets import (
+    ColumnStatistics,
     DatasetExists,
     DatasetNotFound,
     Datasets,
     DatasetVersionNotFound,
+    NumberStatistics,
     SplitDraft,
+    SplitEmpty,
     SplitNotParquet,
     SplitRepeated,
+    SplitsDiffer,
+    StatisticsInvalid,
+    TextStatistics,
 )
 from maas_registry.domain.models import (
     MAX_ALIASES,
@@ -39,6 +48,7 @@ from maas_registry.domain.models import (
     VersionOfOtherModel,
 )
 from maas_registry.domain.package_check import PackageFileRepeated
+from maas_registry.domain.parquet_file import Column
 from maas_registry.domain.versions import Provenance, ServableSpec, VersionDraft
 from maas_registry.storage.memory import MemoryBlobStore, MemoryDatasetStore, MemoryModelStore
 from maas_runtime.failures import Failure
@@ -46,7 +56,12 @@ from maas_runtime.failures import Failure
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
 A, B = ModelName("a"), ModelName("b")
 ONNX = b"onnx, as far as the registry looks"
-PARQUET = b"PAR1" + b"rows" + b"PAR1"
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    buffer = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    return bytes(buffer.getvalue())
 
 
 class Registry:
@@ -240,10 +255,13 @@ async def test_a_model_has_at_most_a_hundred_aliases(registry: Registry) -> None
 async def test_a_dataset_version_carries_the_sizes_of_its_files(registry: Registry) -> None:
     name = DatasetName("reviews")
     await registry.datasets.create(name, "films")
-    blob = await registry.put(PARQUET)
-    drafts = [SplitDraft(split, f"{split}.parquet", blob, 1) for split in ("train", "test")]
+    content = parquet(text=["a", "b"])
+    blob = await registry.put(content)
+    drafts = [SplitDraft(split, f"{split}.parquet", blob) for split in ("train", "test")]
     version = await registry.datasets.create_version(name, drafts, "first", "once")
-    assert version.size_bytes == 2 * len(PARQUET)
+    assert version.size_bytes == 2 * len(content)
+    assert version.content.columns == (Column("text", "string", nullable=True),)
+    assert [split.row_count for split in version.content.splits] == [2, 2]
     assert await registry.datasets.create_version(name, [], "", "once") == version
     assert (await registry.datasets.get(name)).latest_version == version.name
     assert await registry.datasets.list_versions(name, None, 10) == [version]
@@ -252,12 +270,28 @@ async def test_a_dataset_version_carries_the_sizes_of_its_files(registry: Regist
 async def test_a_dataset_version_that_is_wrong_is_refused(registry: Registry) -> None:
     name = DatasetName("reviews")
     await registry.datasets.create(name, "")
-    parquet, cut = await registry.put(PARQUET), await registry.put(PARQUET[:-1])
+    content = parquet(text=["a", "b"])
+    good, cut = await registry.put(content), await registry.put(content[:-1])
+    other, empty = await registry.put(parquet(text=[1, 2])), await registry.put(parquet(text=[]))
+
+    def counted(column: str, **counts: Any) -> SplitDraft:
+        found = ColumnStatistics(
+            column, **({"null_count": 0, "distinct_count": 2, "distinct_estimated": False} | counts)
+        )
+        return SplitDraft("a", "a", good, (found,))
+
     cases: list[tuple[list[SplitDraft], type[Failure]]] = [
-        ([SplitDraft("a", "a", parquet, 1), SplitDraft("a", "b", parquet, 1)], SplitRepeated),
-        ([SplitDraft("a", "a", cut, 1)], SplitNotParquet),
-        ([SplitDraft("a", "../a", parquet, 1)], PackagePathInvalid),
-        ([SplitDraft("a", "a", BlobName("0" * 64), 1)], BlobNotFound),
+        ([SplitDraft("a", "a", good), SplitDraft("a", "b", good)], SplitRepeated),
+        ([SplitDraft("a", "a", cut)], SplitNotParquet),
+        ([SplitDraft("a", "a", empty)], SplitEmpty),
+        ([SplitDraft("a", "a", good), SplitDraft("b", "b", other)], SplitsDiffer),
+        ([SplitDraft("a", "../a", good)], PackagePathInvalid),
+        ([counted("none")], StatisticsInvalid),
+        ([counted("text", null_count=1)], StatisticsInvalid),
+        ([counted("text", values=(("a", 3),))], StatisticsInvalid),
+        ([counted("text", texts=TextStatistics(1, 1, 1, (0, 3)))], StatisticsInvalid),
+        ([counted("text", numbers=NumberStatistics(0, 1, float("nan"), 1))], StatisticsInvalid),
+        ([SplitDraft("a", "a", BlobName("0" * 64))], BlobNotFound),
     ]
     for drafts, kind in cases:
         with pytest.raises(kind):

@@ -5,12 +5,19 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from maas.names import BlobName, DatasetVersionName, JobName, VersionName
-from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2, version_signature_pb2
+from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2
 from maas_package.manifest import TensorSpec
 from maas_registry.domain.blobs import Blob, BlobState
-from maas_registry.domain.datasets import Dataset, DatasetVersion, Split, SplitDraft
+from maas_registry.domain.datasets import (
+    ColumnStatistics,
+    Dataset,
+    DatasetVersion,
+    NumberStatistics,
+    Split,
+    SplitDraft,
+    TextStatistics,
+)
 from maas_registry.domain.models import Alias, Model
-from maas_registry.domain.signatures import VersionSignature
 from maas_registry.domain.versions import (
     CompressionReport,
     Evaluation,
@@ -80,18 +87,6 @@ def version_to_proto(version: Version) -> version_pb2.Version:
     )
 
 
-def signature_to_proto(
-    signature: VersionSignature, *, with_bundle: bool = True
-) -> version_signature_pb2.VersionSignature:
-    """Return the message."""
-    return version_signature_pb2.VersionSignature(
-        name=str(signature.name),
-        public_key=signature.public_key,
-        bundle=signature.bundle if with_bundle else b"",
-        create_time=_timestamp(signature.create_time),
-    )
-
-
 def dataset_to_proto(dataset: Dataset) -> dataset_pb2.Dataset:
     """Return the message."""
     return dataset_pb2.Dataset(
@@ -106,17 +101,24 @@ def splits_from_proto(message: dataset_pb2.DatasetVersion) -> list[SplitDraft]:
     """Return the splits to be stored. Raises NameInvalid."""
     return [
         SplitDraft(
-            split.split_id, split.file.path, BlobName.parse(split.file.blob), split.row_count, tuple(split.columns)
+            split.split_id,
+            split.file.path,
+            BlobName.parse(split.file.blob),
+            tuple(_statistics_from_proto(one) for one in split.statistics),
         )
         for split in message.splits
     ]
 
 
-def dataset_version_to_proto(version: DatasetVersion) -> dataset_pb2.DatasetVersion:
-    """Return the message."""
+def dataset_version_to_proto(version: DatasetVersion, *, statistics: bool = True) -> dataset_pb2.DatasetVersion:
+    """Return the message, with or without what was counted."""
     return dataset_pb2.DatasetVersion(
         name=str(version.name),
-        splits=[_split_to_proto(split) for split in version.content.splits],
+        splits=[_split_to_proto(split, statistics=statistics) for split in version.content.splits],
+        columns=[
+            dataset_pb2.Column(name=column.name, type=column.type, nullable=column.nullable)
+            for column in version.content.columns
+        ],
         description=version.content.description,
         size_bytes=version.size_bytes,
         create_time=_timestamp(version.create_time),
@@ -137,12 +139,56 @@ def _file_to_proto(file: File) -> blob_pb2.File:
     return blob_pb2.File(path=file.path, blob=str(file.blob), size_bytes=file.size_bytes)
 
 
-def _split_to_proto(split: Split) -> dataset_pb2.Split:
+def _split_to_proto(split: Split, *, statistics: bool) -> dataset_pb2.Split:
     return dataset_pb2.Split(
         split_id=split.split_id,
         file=_file_to_proto(split.file),
         row_count=split.row_count,
-        columns=split.columns,
+        statistics=map(_statistics_to_proto, split.statistics) if statistics else (),
+    )
+
+
+def _statistics_from_proto(message: dataset_pb2.ColumnStatistics) -> ColumnStatistics:
+    numbers, texts = message.numbers, message.texts
+    return ColumnStatistics(
+        column=message.column,
+        null_count=message.null_count,
+        distinct_count=message.distinct_count,
+        distinct_estimated=message.distinct_estimated,
+        numbers=NumberStatistics(numbers.minimum, numbers.maximum, numbers.mean, numbers.standard_deviation)
+        if message.HasField("numbers")
+        else None,
+        texts=TextStatistics(texts.minimum_length, texts.maximum_length, texts.mean_length, tuple(texts.length_counts))
+        if message.HasField("texts")
+        else None,
+        values=tuple((count.value, count.row_count) for count in message.values),
+    )
+
+
+def _statistics_to_proto(statistics: ColumnStatistics) -> dataset_pb2.ColumnStatistics:
+    numbers, texts = statistics.numbers, statistics.texts
+    return dataset_pb2.ColumnStatistics(
+        column=statistics.column,
+        null_count=statistics.null_count,
+        distinct_count=statistics.distinct_count,
+        distinct_estimated=statistics.distinct_estimated,
+        numbers=None
+        if numbers is None
+        else dataset_pb2.NumberStatistics(
+            minimum=numbers.minimum,
+            maximum=numbers.maximum,
+            mean=numbers.mean,
+            standard_deviation=numbers.standard_deviation,
+        ),
+        texts=None
+        if texts is None
+        else dataset_pb2.TextStatistics(
+            minimum_length=texts.minimum_length,
+            maximum_length=texts.maximum_length,
+            mean_length=texts.mean_length,
+            length_counts=texts.length_counts,
+        ),
+        values=[dataset_pb2.ValueCount(value=value, row_count=count) for value, count in statistics.values],
     )
 
 

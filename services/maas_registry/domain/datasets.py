@@ -1,19 +1,18 @@
 """Datasets and their versions: a Parquet file a split."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Protocol
 
 from maas.names import BlobName, DatasetName, DatasetVersionName
 from maas_package.manifest import check_path
 from maas_registry.domain.blobs import Blobs
 from maas_registry.domain.models import Clock
+from maas_registry.domain.parquet_file import Column, ParquetInvalid, ParquetShape, read_parquet_shape
 from maas_registry.domain.versions import File
-from maas_runtime.failures import AlreadyExists, InvalidInput, NotFound
-
-_PARQUET_MARK = b"PAR1"
+from maas_runtime.failures import AlreadyExists, FieldViolation, InvalidInput, NotFound
 
 
 class DatasetNotFound(NotFound):
@@ -41,9 +40,27 @@ class SplitRepeated(InvalidInput):
 
 
 class SplitNotParquet(InvalidInput):
-    """A split's file is not Parquet, or cut short."""
+    """A split's file is not Parquet, cut short, or asks for more memory than a reader should give."""
 
     reason = "SPLIT_NOT_PARQUET"
+
+
+class SplitEmpty(InvalidInput):
+    """A split has no rows."""
+
+    reason = "SPLIT_EMPTY"
+
+
+class SplitsDiffer(InvalidInput):
+    """Two splits have not the same columns."""
+
+    reason = "SPLITS_DIFFER"
+
+
+class StatisticsInvalid(InvalidInput):
+    """What was counted in a split cannot be true of its file."""
+
+    reason = "STATISTICS_INVALID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +79,47 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class NumberStatistics:
+    """Where a column's numbers lie; infinite ones and NaN aside."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    standard_deviation: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextStatistics:
+    """How long a column's texts are, in characters; `length_counts` has empty ones, those of 1, of 2 to 3, 4 to 7..."""
+
+    minimum_length: int
+    maximum_length: int
+    mean_length: float
+    length_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnStatistics:
+    """What whoever stored a split counted in one of its columns."""
+
+    column: str
+    null_count: int
+    distinct_count: int
+    distinct_estimated: bool
+    numbers: NumberStatistics | None = None
+    texts: TextStatistics | None = None
+    values: tuple[tuple[str, int], ...] = ()
+    """Each value and its rows, when there are few."""
+
+
+@dataclass(frozen=True, slots=True)
 class SplitDraft:
     """One part of a dataset that somebody wants stored."""
 
     split_id: str
     path: str
     blob: BlobName
-    row_count: int
-    columns: tuple[str, ...] = ()
+    statistics: tuple[ColumnStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +129,7 @@ class Split:
     split_id: str
     file: File
     row_count: int
-    columns: tuple[str, ...] = ()
+    statistics: tuple[ColumnStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +137,7 @@ class DatasetContent:
     """A version that was checked; all of it but its number."""
 
     splits: tuple[Split, ...]
+    columns: tuple[Column, ...]
     description: str = ""
 
 
@@ -171,22 +222,29 @@ class Datasets:
     ) -> DatasetVersion:
         """Store a version with the next number; a request id that was seen returns its version.
 
-        Raises DatasetNotFound, BlobNotFound, SplitRepeated, SplitNotParquet or PackagePathInvalid.
+        Raises DatasetNotFound, BlobNotFound, SplitRepeated, SplitNotParquet, SplitEmpty, SplitsDiffer,
+        StatisticsInvalid or PackagePathInvalid.
         """
         await self.get(dataset)
         if request_id and (made := await self._store.get_dataset_version_of_request(dataset, request_id)):
             return made
         check_splits(drafts)
         sizes = await self._blobs.sizes(draft.blob for draft in drafts)
+        shapes = {draft.split_id: await self._shape(draft) for draft in drafts}
+        columns = common_columns(shapes)
         for draft in drafts:
-            if not await self._blobs.inspect(draft.blob, is_parquet):
-                raise SplitNotParquet(f"the file of split {draft.split_id} is not Parquet, or cut short")
+            check_statistics(draft, shapes[draft.split_id])
         splits = tuple(
-            Split(draft.split_id, File(draft.path, draft.blob, sizes[draft.blob]), draft.row_count, draft.columns)
+            Split(
+                draft.split_id,
+                File(draft.path, draft.blob, sizes[draft.blob]),
+                shapes[draft.split_id].row_count,
+                draft.statistics,
+            )
             for draft in drafts
         )
         return await self._store.add_dataset_version(
-            dataset, DatasetContent(splits, description), self._clock(), request_id
+            dataset, DatasetContent(splits, columns, description), self._clock(), request_id
         )
 
     async def get_version(self, name: DatasetVersionName) -> DatasetVersion:
@@ -203,6 +261,18 @@ class Datasets:
         await self.get(dataset)
         return await self._store.list_dataset_versions(dataset, before, limit)
 
+    async def _shape(self, draft: SplitDraft) -> ParquetShape:
+        try:
+            shape = await self._blobs.inspect(draft.blob, read_parquet_shape)
+        except ParquetInvalid as error:
+            raise SplitNotParquet(
+                f"the file of split {draft.split_id} cannot be taken: {error}",
+                violations=(FieldViolation(f"splits[{draft.split_id}].file", str(error)),),
+            ) from error
+        if not shape.row_count:
+            raise SplitEmpty(f"split {draft.split_id} has no rows: leave it out")
+        return shape
+
 
 def check_splits(drafts: Sequence[SplitDraft]) -> None:
     """Raise SplitRepeated or PackagePathInvalid."""
@@ -214,12 +284,54 @@ def check_splits(drafts: Sequence[SplitDraft]) -> None:
         check_path(draft.path, f"splits[{draft.split_id}].file.path")
 
 
-def is_parquet(location: Path) -> bool:
-    """Return whether a file begins and ends like a Parquet file."""
-    with location.open("rb") as file:
-        begins = file.read(4) == _PARQUET_MARK
-        # The shortest: both marks, and the length of a footer between them.
-        if not begins or file.seek(0, 2) < 12:
-            return False
-        file.seek(-4, 2)
-        return file.read(4) == _PARQUET_MARK
+def common_columns(shapes: Mapping[str, ParquetShape]) -> tuple[Column, ...]:
+    """Return the columns that all splits have; nullable are those that are so in one of them. Raises SplitsDiffer."""
+    (first_id, first), *others = shapes.items()
+    kinds = [(column.name, column.type) for column in first.columns]
+    for split_id, shape in others:
+        if [(column.name, column.type) for column in shape.columns] != kinds:
+            raise SplitsDiffer(
+                f"split {split_id} has the columns {_columns_text(shape.columns)}, split {first_id} "
+                f"{_columns_text(first.columns)}: all splits need the same, in the same order"
+            )
+    together = zip(*(shape.columns for shape in shapes.values()), strict=True)
+    return tuple(Column(same[0].name, same[0].type, any(column.nullable for column in same)) for same in together)
+
+
+def check_statistics(draft: SplitDraft, shape: ParquetShape) -> None:
+    """Raise StatisticsInvalid when they name a column that is not there, or count more than there are rows."""
+    names = {column.name for column in shape.columns}
+    seen: set[str] = set()
+    for one in draft.statistics:
+        problem = _problem(one, shape.row_count)
+        if one.column not in names:
+            problem = f"there is no column {one.column}"
+        elif one.column in seen:
+            problem = f"column {one.column} is there twice"
+        seen.add(one.column)
+        if problem:
+            field = f"splits[{draft.split_id}].statistics[{one.column}]"
+            raise StatisticsInvalid(
+                f"the statistics of split {draft.split_id} do not fit its file: {problem}",
+                violations=(FieldViolation(field, problem),),
+            )
+
+
+def _problem(one: ColumnStatistics, row_count: int) -> str:
+    values = row_count - one.null_count
+    if values < 0 or one.distinct_count > values:
+        return f"column {one.column} has more missing and different values than the {row_count:,} rows"
+    if sum(count for _, count in one.values) > values:
+        return f"the values of column {one.column} are there more often than there are rows"
+    if one.texts is not None and sum(one.texts.length_counts) > values:
+        return f"column {one.column} has more lengths than texts"
+    if one.numbers is not None:
+        numbers = one.numbers
+        if not all(map(math.isfinite, (numbers.minimum, numbers.maximum, numbers.mean, numbers.standard_deviation))):
+            return f"a number of column {one.column} is not finite"
+    return ""
+
+
+def _columns_text(columns: Sequence[Column]) -> str:
+    shown = ", ".join(f"{column.name} ({column.type})" for column in columns[:20])
+    return shown + (", ..." if len(columns) > 20 else "")

@@ -5,7 +5,14 @@ from typing import Any, TypeAlias
 
 from maas.names import BlobName, DatasetVersionName, JobName, VersionName
 from maas_package.manifest import TensorSpec
-from maas_registry.domain.datasets import DatasetContent, Split
+from maas_registry.domain.datasets import (
+    ColumnStatistics,
+    DatasetContent,
+    NumberStatistics,
+    Split,
+    TextStatistics,
+)
+from maas_registry.domain.parquet_file import Column
 from maas_registry.domain.versions import (
     CompressionReport,
     Evaluation,
@@ -46,10 +53,11 @@ def dataset_to_json(content: DatasetContent) -> Json:
                 "split_id": split.split_id,
                 "file": _file_to_json(split.file),
                 "row_count": split.row_count,
-                "columns": list(split.columns),
+                "statistics": [asdict(one) for one in split.statistics],
             }
             for split in content.splits
         ],
+        "columns": [asdict(column) for column in content.columns],
         "description": content.description,
     }
 
@@ -58,10 +66,29 @@ def dataset_from_json(value: Json) -> DatasetContent:
     """Return the content of a version of a dataset."""
     return DatasetContent(
         splits=tuple(
-            Split(split["split_id"], _file_from_json(split["file"]), split["row_count"], tuple(split["columns"]))
+            Split(
+                split["split_id"],
+                _file_from_json(split["file"]),
+                split["row_count"],
+                tuple(_statistics_from_json(one) for one in split["statistics"]),
+            )
             for split in value["splits"]
         ),
+        columns=tuple(Column(**column) for column in value["columns"]),
         description=value["description"],
+    )
+
+
+def _statistics_from_json(value: Json) -> ColumnStatistics:
+    numbers, texts = value["numbers"], value["texts"]
+    return ColumnStatistics(
+        column=value["column"],
+        null_count=value["null_count"],
+        distinct_count=value["distinct_count"],
+        distinct_estimated=value["distinct_estimated"],
+        numbers=NumberStatistics(**numbers) if numbers else None,
+        texts=TextStatistics(**(texts | {"length_counts": tuple(texts["length_counts"])})) if texts else None,
+        values=tuple((text, count) for text, count in value["values"]),
     )
 
 

@@ -29,7 +29,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from maas.registry.v1 import blob_pb2 as maas_dot_registry_dot_v1_dot_blob__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emaas/registry/v1/dataset.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmaas/registry/v1/blob.proto\"\xbc\x01\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12!\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12\x1c\n\x0elatest_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:%\xea\x41\"\n\x0cmaas/Dataset\x12\x12\x64\x61tasets/{dataset}\"\x94\x02\n\x0e\x44\x61tasetVersion\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x38\n\x06splits\x18\x02 \x03(\x0b\x32\x17.maas.registry.v1.SplitB\x0f\xe2\x41\x02\x02\x05\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\x12\"\n\x0b\x64\x65scription\x18\x03 \x01(\tB\r\xe2\x41\x02\x01\x05\xbaH\x05r\x03\x18\xd0\x0f\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:?\xea\x41<\n\x13maas/DatasetVersion\x12%datasets/{dataset}/versions/{version}\"\xb3\x01\n\x05Split\x12\x41\n\x08split_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x30\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x16.maas.registry.v1.FileB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1e\n\trow_count\x18\x03 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x01\x12\x15\n\x07\x63olumns\x18\x04 \x03(\tB\x04\xe2\x41\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emaas/registry/v1/dataset.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmaas/registry/v1/blob.proto\"\xbc\x01\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12!\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12\x1c\n\x0elatest_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:%\xea\x41\"\n\x0cmaas/Dataset\x12\x12\x64\x61tasets/{dataset}\"\xc5\x02\n\x0e\x44\x61tasetVersion\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x38\n\x06splits\x18\x02 \x03(\x0b\x32\x17.maas.registry.v1.SplitB\x0f\xe2\x41\x02\x02\x05\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\x12\"\n\x0b\x64\x65scription\x18\x03 \x01(\tB\r\xe2\x41\x02\x01\x05\xbaH\x05r\x03\x18\xd0\x0f\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x18.maas.registry.v1.ColumnB\x04\xe2\x41\x01\x03:?\xea\x41<\n\x13maas/DatasetVersion\x12%datasets/{dataset}/versions/{version}\"H\n\x06\x43olumn\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04type\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08nullable\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\xdc\x01\n\x05Split\x12\x41\n\x08split_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x30\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x16.maas.registry.v1.FileB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x17\n\trow_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x45\n\nstatistics\x18\x04 \x03(\x0b\x32\".maas.registry.v1.ColumnStatisticsB\r\xe2\x41\x01\x01\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\xc9\x02\n\x10\x43olumnStatistics\x12\x1e\n\x06\x63olumn\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\xe8\x07\x12\x1f\n\nnull_count\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\x12#\n\x0e\x64istinct_count\x18\x03 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\x12 \n\x12\x64istinct_estimated\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x39\n\x07numbers\x18\x05 \x01(\x0b\x32\".maas.registry.v1.NumberStatisticsB\x04\xe2\x41\x01\x01\x12\x35\n\x05texts\x18\x06 \x01(\x0b\x32 .maas.registry.v1.TextStatisticsB\x04\xe2\x41\x01\x01\x12;\n\x06values\x18\x07 \x03(\x0b\x32\x1c.maas.registry.v1.ValueCountB\r\xe2\x41\x01\x01\xbaH\x06\x92\x01\x03\x10\xe8\x07\"v\n\x10NumberStatistics\x12\x15\n\x07minimum\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x15\n\x07maximum\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04mean\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12 \n\x12standard_deviation\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x02\"\x8e\x01\n\x0eTextStatistics\x12\x1c\n\x0eminimum_length\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1c\n\x0emaximum_length\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmean_length\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12%\n\rlength_counts\x18\x04 \x03(\x03\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10(\"I\n\nValueCount\x12\x1b\n\x05value\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\x18\xc8\x01\x12\x1e\n\trow_count\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,20 +56,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETVERSION'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\003'
   _globals['_DATASETVERSION'].fields_by_name['create_time']._loaded_options = None
   _globals['_DATASETVERSION'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_DATASETVERSION'].fields_by_name['columns']._loaded_options = None
+  _globals['_DATASETVERSION'].fields_by_name['columns']._serialized_options = b'\342A\001\003'
   _globals['_DATASETVERSION']._loaded_options = None
   _globals['_DATASETVERSION']._serialized_options = b'\352A<\n\023maas/DatasetVersion\022%datasets/{dataset}/versions/{version}'
+  _globals['_COLUMN'].fields_by_name['name']._loaded_options = None
+  _globals['_COLUMN'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_COLUMN'].fields_by_name['type']._loaded_options = None
+  _globals['_COLUMN'].fields_by_name['type']._serialized_options = b'\342A\001\003'
+  _globals['_COLUMN'].fields_by_name['nullable']._loaded_options = None
+  _globals['_COLUMN'].fields_by_name['nullable']._serialized_options = b'\342A\001\003'
   _globals['_SPLIT'].fields_by_name['split_id']._loaded_options = None
   _globals['_SPLIT'].fields_by_name['split_id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_SPLIT'].fields_by_name['file']._loaded_options = None
   _globals['_SPLIT'].fields_by_name['file']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_SPLIT'].fields_by_name['row_count']._loaded_options = None
-  _globals['_SPLIT'].fields_by_name['row_count']._serialized_options = b'\342A\001\002\272H\004\"\002(\001'
-  _globals['_SPLIT'].fields_by_name['columns']._loaded_options = None
-  _globals['_SPLIT'].fields_by_name['columns']._serialized_options = b'\342A\001\001'
+  _globals['_SPLIT'].fields_by_name['row_count']._serialized_options = b'\342A\001\003'
+  _globals['_SPLIT'].fields_by_name['statistics']._loaded_options = None
+  _globals['_SPLIT'].fields_by_name['statistics']._serialized_options = b'\342A\001\001\272H\006\222\001\003\020\350\007'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['column']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['column']._serialized_options = b'\342A\001\002\272H\007r\005\020\001\030\350\007'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['null_count']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['null_count']._serialized_options = b'\342A\001\001\272H\004\"\002(\000'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['distinct_count']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['distinct_count']._serialized_options = b'\342A\001\001\272H\004\"\002(\000'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['distinct_estimated']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['distinct_estimated']._serialized_options = b'\342A\001\001'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['numbers']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['numbers']._serialized_options = b'\342A\001\001'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['texts']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['texts']._serialized_options = b'\342A\001\001'
+  _globals['_COLUMNSTATISTICS'].fields_by_name['values']._loaded_options = None
+  _globals['_COLUMNSTATISTICS'].fields_by_name['values']._serialized_options = b'\342A\001\001\272H\006\222\001\003\020\350\007'
+  _globals['_NUMBERSTATISTICS'].fields_by_name['minimum']._loaded_options = None
+  _globals['_NUMBERSTATISTICS'].fields_by_name['minimum']._serialized_options = b'\342A\001\002'
+  _globals['_NUMBERSTATISTICS'].fields_by_name['maximum']._loaded_options = None
+  _globals['_NUMBERSTATISTICS'].fields_by_name['maximum']._serialized_options = b'\342A\001\002'
+  _globals['_NUMBERSTATISTICS'].fields_by_name['mean']._loaded_options = None
+  _globals['_NUMBERSTATISTICS'].fields_by_name['mean']._serialized_options = b'\342A\001\002'
+  _globals['_NUMBERSTATISTICS'].fields_by_name['standard_deviation']._loaded_options = None
+  _globals['_NUMBERSTATISTICS'].fields_by_name['standard_deviation']._serialized_options = b'\342A\001\002'
+  _globals['_TEXTSTATISTICS'].fields_by_name['minimum_length']._loaded_options = None
+  _globals['_TEXTSTATISTICS'].fields_by_name['minimum_length']._serialized_options = b'\342A\001\002'
+  _globals['_TEXTSTATISTICS'].fields_by_name['maximum_length']._loaded_options = None
+  _globals['_TEXTSTATISTICS'].fields_by_name['maximum_length']._serialized_options = b'\342A\001\002'
+  _globals['_TEXTSTATISTICS'].fields_by_name['mean_length']._loaded_options = None
+  _globals['_TEXTSTATISTICS'].fields_by_name['mean_length']._serialized_options = b'\342A\001\002'
+  _globals['_TEXTSTATISTICS'].fields_by_name['length_counts']._loaded_options = None
+  _globals['_TEXTSTATISTICS'].fields_by_name['length_counts']._serialized_options = b'\342A\001\002\272H\007\222\001\004\010\001\020('
+  _globals['_VALUECOUNT'].fields_by_name['value']._loaded_options = None
+  _globals['_VALUECOUNT'].fields_by_name['value']._serialized_options = b'\342A\001\002\272H\005r\003\030\310\001'
+  _globals['_VALUECOUNT'].fields_by_name['row_count']._loaded_options = None
+  _globals['_VALUECOUNT'].fields_by_name['row_count']._serialized_options = b'\342A\001\002\272H\004\"\002(\001'
   _globals['_DATASET']._serialized_start=204
   _globals['_DATASET']._serialized_end=392
   _globals['_DATASETVERSION']._serialized_start=395
-  _globals['_DATASETVERSION']._serialized_end=671
-  _globals['_SPLIT']._serialized_start=674
-  _globals['_SPLIT']._serialized_end=853
+  _globals['_DATASETVERSION']._serialized_end=720
+  _globals['_COLUMN']._serialized_start=722
+  _globals['_COLUMN']._serialized_end=794
+  _globals['_SPLIT']._serialized_start=797
+  _globals['_SPLIT']._serialized_end=1017
+  _globals['_COLUMNSTATISTICS']._serialized_start=1020
+  _globals['_COLUMNSTATISTICS']._serialized_end=1349
+  _globals['_NUMBERSTATISTICS']._serialized_start=1351
+  _globals['_NUMBERSTATISTICS']._serialized_end=1469
+  _globals['_TEXTSTATISTICS']._serialized_start=1472
+  _globals['_TEXTSTATISTICS']._serialized_end=1614
+  _globals['_VALUECOUNT']._serialized_start=1616
+  _globals['_VALUECOUNT']._serialized_end=1689
 # @@protoc_insertion_point(module_scope)

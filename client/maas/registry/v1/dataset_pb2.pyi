@@ -58,7 +58,7 @@ Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
 class DatasetVersion(_message.Message):
-    """One immutable state of a dataset: a Parquet file a split."""
+    """One immutable state of a dataset: a Parquet file a split, all of them with the same columns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -67,6 +67,7 @@ class DatasetVersion(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `datasets/{dataset}/versions/{version}`. Versions count from 1."""
     description: _builtins.str
@@ -81,6 +82,10 @@ class DatasetVersion(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was stored."""
 
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]:
+        """Output only. The columns, in order, as the files' footers say; 1 to 1,000."""
+
     def __init__(
         self,
         *,
@@ -89,14 +94,47 @@ class DatasetVersion(_message.Message):
         description: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        columns: _abc.Iterable[Global___Column] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "name", b"name", "size_bytes", b"size_bytes", "splits", b"splits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "description", b"description", "name", b"name", "size_bytes", b"size_bytes", "splits", b"splits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DatasetVersion: _TypeAlias = DatasetVersion  # noqa: Y015
+
+@_typing.final
+class Column(_message.Message):
+    """One column of a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    NULLABLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Output only. Its name; for a column of columns the outer one's."""
+    type: _builtins.str
+    """Output only. What its values are, in Arrow's words: `string`, `int64`, `double`, `bool`, `timestamp`; `struct`,
+    `list` or `map` for values that have parts.
+    """
+    nullable: _builtins.bool
+    """Output only. Whether a value may be missing, in some split."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        nullable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nullable", b"nullable", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Column: _TypeAlias = Column  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
@@ -107,18 +145,20 @@ class Split(_message.Message):
     SPLIT_ID_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
-    COLUMNS_FIELD_NUMBER: _builtins.int
+    STATISTICS_FIELD_NUMBER: _builtins.int
     split_id: _builtins.str
     """Required. Its name: `train`, `validation`, `test`."""
     row_count: _builtins.int
-    """Required. Number of rows, as the file says; at least 1."""
+    """Output only. Number of rows, as the file's footer says; at least 1."""
     @_builtins.property
     def file(self) -> _blob_pb2.File:
         """Required. The Parquet file."""
 
     @_builtins.property
-    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Names of the columns, in order. Default: not stated."""
+    def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnStatistics]:
+        """Optional. What whoever stored it counted in it, for each column at most one, and for none that the file has not;
+        GetDatasetVersion and CreateDatasetVersion return them, ListDatasetVersions does not. Default: not counted.
+        """
 
     def __init__(
         self,
@@ -126,12 +166,162 @@ class Split(_message.Message):
         split_id: _builtins.str = ...,
         file: _blob_pb2.File | None = ...,
         row_count: _builtins.int = ...,
-        columns: _abc.Iterable[_builtins.str] | None = ...,
+        statistics: _abc.Iterable[Global___ColumnStatistics] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "file", b"file", "row_count", b"row_count", "split_id", b"split_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "row_count", b"row_count", "split_id", b"split_id", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Split: _TypeAlias = Split  # noqa: Y015
+
+@_typing.final
+class ColumnStatistics(_message.Message):
+    """What is in a column of a split."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMN_FIELD_NUMBER: _builtins.int
+    NULL_COUNT_FIELD_NUMBER: _builtins.int
+    DISTINCT_COUNT_FIELD_NUMBER: _builtins.int
+    DISTINCT_ESTIMATED_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    column: _builtins.str
+    """Required. The column's name."""
+    null_count: _builtins.int
+    """Optional. Values that are missing; at most the split's row_count. Default: 0."""
+    distinct_count: _builtins.int
+    """Optional. Different values, missing ones aside; at most the split's row_count. Default: 0."""
+    distinct_estimated: _builtins.bool
+    """Optional. Whether distinct_count is an estimate (within about 5 %) rather than counted. Default: false."""
+    @_builtins.property
+    def numbers(self) -> Global___NumberStatistics:
+        """Optional. Of a column of numbers. Default: none."""
+
+    @_builtins.property
+    def texts(self) -> Global___TextStatistics:
+        """Optional. Of a column of texts. Default: none."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValueCount]:
+        """Optional. How often each value is there, most frequent first, when there are few: at most 1,000. Default: none."""
+
+    def __init__(
+        self,
+        *,
+        column: _builtins.str = ...,
+        null_count: _builtins.int = ...,
+        distinct_count: _builtins.int = ...,
+        distinct_estimated: _builtins.bool = ...,
+        numbers: Global___NumberStatistics | None = ...,
+        texts: Global___TextStatistics | None = ...,
+        values: _abc.Iterable[Global___ValueCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers", "texts", b"texts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "distinct_count", b"distinct_count", "distinct_estimated", b"distinct_estimated", "null_count", b"null_count", "numbers", b"numbers", "texts", b"texts", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColumnStatistics: _TypeAlias = ColumnStatistics  # noqa: Y015
+
+@_typing.final
+class NumberStatistics(_message.Message):
+    """Where a column's numbers lie; infinite ones and NaN aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STANDARD_DEVIATION_FIELD_NUMBER: _builtins.int
+    minimum: _builtins.float
+    """Required. The least."""
+    maximum: _builtins.float
+    """Required. The largest."""
+    mean: _builtins.float
+    """Required. The mean."""
+    standard_deviation: _builtins.float
+    """Required. The standard deviation, of the numbers themselves (not of a sample of them)."""
+    def __init__(
+        self,
+        *,
+        minimum: _builtins.float = ...,
+        maximum: _builtins.float = ...,
+        mean: _builtins.float = ...,
+        standard_deviation: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maximum", b"maximum", "mean", b"mean", "minimum", b"minimum", "standard_deviation", b"standard_deviation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NumberStatistics: _TypeAlias = NumberStatistics  # noqa: Y015
+
+@_typing.final
+class TextStatistics(_message.Message):
+    """How long a column's texts are, in Unicode characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_LENGTH_FIELD_NUMBER: _builtins.int
+    MAXIMUM_LENGTH_FIELD_NUMBER: _builtins.int
+    MEAN_LENGTH_FIELD_NUMBER: _builtins.int
+    LENGTH_COUNTS_FIELD_NUMBER: _builtins.int
+    minimum_length: _builtins.int
+    """Required. The shortest."""
+    maximum_length: _builtins.int
+    """Required. The longest."""
+    mean_length: _builtins.float
+    """Required. The mean."""
+    @_builtins.property
+    def length_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Required. How many texts are how long: the first number counts empty ones, the next those of 1 character, then
+        2 to 3, 4 to 7, and so on, doubling; 1 to 40.
+        """
+
+    def __init__(
+        self,
+        *,
+        minimum_length: _builtins.int = ...,
+        maximum_length: _builtins.int = ...,
+        mean_length: _builtins.float = ...,
+        length_counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length_counts", b"length_counts", "maximum_length", b"maximum_length", "mean_length", b"mean_length", "minimum_length", b"minimum_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextStatistics: _TypeAlias = TextStatistics  # noqa: Y015
+
+@_typing.final
+class ValueCount(_message.Message):
+    """How often a value is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """Required. The value as text; at most 200 characters."""
+    row_count: _builtins.int
+    """Required. Rows that have it; at least 1."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        row_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["row_count", b"row_count", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValueCount: _TypeAlias = ValueCount  # noqa: Y015

@@ -11,7 +11,6 @@ from maas.registry.v1 import dataset_pb2 as _dataset_pb2
 from maas.registry.v1 import model_pb2 as _model_pb2
 from maas.registry.v1 import registry_service_pb2 as _registry_service_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
-from maas.registry.v1 import version_signature_pb2 as _version_signature_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -84,19 +83,6 @@ class RegistryServiceStub:
 
     NOT_FOUND: there is no such alias.
     """
-    CreateVersionSignature: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionSignatureRequest, _version_signature_pb2.VersionSignature]
-    """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
-
-    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
-    FAILED_PRECONDITION: the version has 16 signatures already.
-    """
-    GetVersionSignature: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionSignatureRequest, _version_signature_pb2.VersionSignature]
-    """NOT_FOUND: there is no such version, or it has no signature of that key."""
-    ListVersionSignatures: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionSignaturesRequest, _registry_service_pb2.ListVersionSignaturesResponse]
-    """Lists the signatures of a version, without their bundles, ordered by name.
-
-    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
-    """
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateDatasetRequest, _dataset_pb2.Dataset]
     """Stores a dataset without versions.
 
@@ -110,14 +96,17 @@ class RegistryServiceStub:
     INVALID_ARGUMENT: the page token is not from this query.
     """
     CreateDatasetVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateDatasetVersionRequest, _dataset_pb2.DatasetVersion]
-    """Stores a version of a dataset with the next number.
+    """Stores a version of a dataset with the next number. Rows and columns are read from the files' footers; every page
+    of every file is looked at, so that no reader is asked for more memory than a page may take.
 
-    NOT_FOUND: there is no such dataset or blob. INVALID_ARGUMENT: a split's name is there twice.
+    NOT_FOUND: there is no such dataset or blob.
+    INVALID_ARGUMENT: a split's name is there twice, a file is not Parquet or damaged, the splits' columns differ, or
+    the statistics do not fit the file.
     """
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetDatasetVersionRequest, _dataset_pb2.DatasetVersion]
     """NOT_FOUND: there is no such version."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListDatasetVersionsRequest, _registry_service_pb2.ListDatasetVersionsResponse]
-    """Lists the versions of a dataset, newest first.
+    """Lists the versions of a dataset, newest first, without their statistics.
 
     NOT_FOUND: there is no such dataset. INVALID_ARGUMENT: the page token is not from this query.
     """
@@ -190,19 +179,6 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     NOT_FOUND: there is no such alias.
     """
-    CreateVersionSignature: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionSignatureRequest, _version_signature_pb2.VersionSignature]  # type: ignore[assignment]
-    """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
-
-    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
-    FAILED_PRECONDITION: the version has 16 signatures already.
-    """
-    GetVersionSignature: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionSignatureRequest, _version_signature_pb2.VersionSignature]  # type: ignore[assignment]
-    """NOT_FOUND: there is no such version, or it has no signature of that key."""
-    ListVersionSignatures: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionSignaturesRequest, _registry_service_pb2.ListVersionSignaturesResponse]  # type: ignore[assignment]
-    """Lists the signatures of a version, without their bundles, ordered by name.
-
-    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
-    """
     CreateDataset: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
     """Stores a dataset without versions.
 
@@ -216,14 +192,17 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     INVALID_ARGUMENT: the page token is not from this query.
     """
     CreateDatasetVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
-    """Stores a version of a dataset with the next number.
+    """Stores a version of a dataset with the next number. Rows and columns are read from the files' footers; every page
+    of every file is looked at, so that no reader is asked for more memory than a page may take.
 
-    NOT_FOUND: there is no such dataset or blob. INVALID_ARGUMENT: a split's name is there twice.
+    NOT_FOUND: there is no such dataset or blob.
+    INVALID_ARGUMENT: a split's name is there twice, a file is not Parquet or damaged, the splits' columns differ, or
+    the statistics do not fit the file.
     """
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
     """NOT_FOUND: there is no such version."""
     ListDatasetVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListDatasetVersionsRequest, _registry_service_pb2.ListDatasetVersionsResponse]  # type: ignore[assignment]
-    """Lists the versions of a dataset, newest first.
+    """Lists the versions of a dataset, newest first, without their statistics.
 
     NOT_FOUND: there is no such dataset. INVALID_ARGUMENT: the page token is not from this query.
     """
@@ -349,37 +328,6 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def CreateVersionSignature(
-        self,
-        request: _registry_service_pb2.CreateVersionSignatureRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_version_signature_pb2.VersionSignature, _abc.Awaitable[_version_signature_pb2.VersionSignature]]:
-        """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
-
-        NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
-        FAILED_PRECONDITION: the version has 16 signatures already.
-        """
-
-    @_abc_1.abstractmethod
-    def GetVersionSignature(
-        self,
-        request: _registry_service_pb2.GetVersionSignatureRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_version_signature_pb2.VersionSignature, _abc.Awaitable[_version_signature_pb2.VersionSignature]]:
-        """NOT_FOUND: there is no such version, or it has no signature of that key."""
-
-    @_abc_1.abstractmethod
-    def ListVersionSignatures(
-        self,
-        request: _registry_service_pb2.ListVersionSignaturesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.ListVersionSignaturesResponse, _abc.Awaitable[_registry_service_pb2.ListVersionSignaturesResponse]]:
-        """Lists the signatures of a version, without their bundles, ordered by name.
-
-        NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
-        """
-
-    @_abc_1.abstractmethod
     def CreateDataset(
         self,
         request: _registry_service_pb2.CreateDatasetRequest,
@@ -415,9 +363,12 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CreateDatasetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.DatasetVersion, _abc.Awaitable[_dataset_pb2.DatasetVersion]]:
-        """Stores a version of a dataset with the next number.
+        """Stores a version of a dataset with the next number. Rows and columns are read from the files' footers; every page
+        of every file is looked at, so that no reader is asked for more memory than a page may take.
 
-        NOT_FOUND: there is no such dataset or blob. INVALID_ARGUMENT: a split's name is there twice.
+        NOT_FOUND: there is no such dataset or blob.
+        INVALID_ARGUMENT: a split's name is there twice, a file is not Parquet or damaged, the splits' columns differ, or
+        the statistics do not fit the file.
         """
 
     @_abc_1.abstractmethod
@@ -434,7 +385,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListDatasetVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListDatasetVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListDatasetVersionsResponse]]:
-        """Lists the versions of a dataset, newest first.
+        """Lists the versions of a dataset, newest first, without their statistics.
 
         NOT_FOUND: there is no such dataset. INVALID_ARGUMENT: the page token is not from this query.
         """
