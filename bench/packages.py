@@ -10,8 +10,8 @@ from report import say
 
 from maas_compression.int8 import apply_int8
 from maas_compression.recipe import Int8
-from maas_engine.onnx_import import import_onnx
 from maas_engine.publish import publish_servables
+from maas_formats.onnx_files import import_onnx
 from maas_package.architectures import load_architecture
 from maas_package.package import Package
 from maas_package.text import build_word_tokenizer

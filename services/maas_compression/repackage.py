@@ -27,4 +27,5 @@ def repackage(source: Package, module: nn.Module, folder: Path, storage: Storage
         tokenizer=TextTokenizer.from_file(source.path(manifest.text.tokenizer), manifest.text.max_tokens),
         labels=manifest.labels,
         storage=storage,
+        task=manifest.task,
     )

@@ -25,7 +25,8 @@ class Examples:
         self.predictor = predictor
         self._specs = predictor.package.manifest.inputs
         self._vocabulary_size = predictor.preparer.vocabulary_size
-        self._free_size = _TOKENS
+        text = predictor.package.manifest.text
+        self._free_size = _TOKENS if text is None else min(_TOKENS, text.max_tokens)
         if self._vocabulary_size is None and any(-1 in spec.shape[1:] for spec in self._specs):
             self._free_size = self._find_free_size()
 

@@ -3,22 +3,18 @@
 import hashlib
 import json
 import os
-import re
 import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maas_package.harm import PICKLE_SUFFIXES, HarmKind, find_harm
 from maas_package.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, ManifestInvalid, Servable
 from maas_package.safetensors_header import read_safetensors_header
 from maas_runtime.failures import InvalidInput
 
 _CHUNK_BYTES = 1024 * 1024
-_PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-# Protocol 2 and later: the opcode PROTO and its version. Older ones have no mark, but no name that is loaded here
-# would let one through: JSON and safetensors are parsed, and an engine parses its own format.
-_PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
 
 
 class ManifestMissing(InvalidInput):
@@ -143,7 +139,7 @@ def check_content(location: Path, path: str) -> None:
     Raises PackageHoldsPickle, PackageHoldsCode, or PackageFileDamaged when it is not of the kind that its name says.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in _PICKLE_SUFFIXES:
+    if suffix in PICKLE_SUFFIXES:
         raise PackageHoldsPickle(f"{path}: files of this kind may hold a pickle; store safetensors", path=path)
     if suffix == ".pt2":
         # torch.export.load evaluates the archive's shape expressions as Python (docs/decisions/0009-engines.md).
@@ -155,9 +151,11 @@ def check_content(location: Path, path: str) -> None:
             return
         case ".json":
             _check_json(location, path)
-    with location.open("rb") as stream:
-        if _PICKLE_MAGIC.match(stream.read(2)):
-            raise PackageHoldsPickle(f"{path} is a pickle", path=path)
+    harm = find_harm(location)
+    if harm is not None:
+        kind = PackageHoldsPickle if harm.kind is HarmKind.PICKLE else PackageHoldsCode
+        within = f", in its member {harm.member}" if harm.member else ""
+        raise kind(f"{path} is or holds {harm.what}{within}", path=path, member=harm.member)
     if zipfile.is_zipfile(location):
         _check_archive(location, path)
 
@@ -207,9 +205,7 @@ def _check_json(location: Path, path: str) -> None:
 
 def _check_archive(location: Path, path: str) -> None:
     try:
-        with zipfile.ZipFile(location) as archive:
-            held = [name for name in archive.namelist() if Path(name).suffix.lower() in _PICKLE_SUFFIXES]
+        with zipfile.ZipFile(location):
+            pass
     except zipfile.BadZipFile as error:
         raise PackageFileDamaged(f"{path} is a damaged archive: {error}", path=path) from error
-    if held:
-        raise PackageHoldsPickle(f"{path} is an archive with the pickle {held[0]}", path=path)

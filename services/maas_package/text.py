@@ -12,6 +12,8 @@ from maas_runtime.failures import FieldViolation, InvalidInput
 
 PADDING_ID = 0
 PADDING_TOKEN = "[PAD]"
+PADDING_TOKENS = (PADDING_TOKEN, "<pad>")
+"""What tokenizers call it: BERT's and ours, and RoBERTa's."""
 UNKNOWN_TOKEN = "[UNK]"
 
 # A word loses a final n't and 's, 're, 've, 'll, 'd, 'm, which become words of their own, so that "isn't" and "doesn't"
@@ -50,8 +52,8 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._max_tokens = max_tokens
-        padding_id = tokenizer.token_to_id(PADDING_TOKEN)
-        self._padding_id = PADDING_ID if padding_id is None else int(padding_id)
+        named = (tokenizer.token_to_id(token) for token in PADDING_TOKENS)
+        self._padding_id = next((int(found) for found in named if found is not None), PADDING_ID)
 
     @classmethod
     def from_file(cls, path: Path, max_tokens: int) -> "TextTokenizer":
@@ -106,8 +108,10 @@ class TextTokenizer:
     def _encode_text(self, text: str) -> list[int]:
         head = text.lstrip()[: self._max_tokens * _CHARACTERS_PER_TOKEN]
         head.encode()  # The library's own error for lone surrogates is a TypeError that says nothing.
-        ids: list[int] = self._tokenizer.encode(head).ids
-        return ids
+        encoding = self._tokenizer.encode(head)
+        ids: list[int] = encoding.ids
+        # What only opens and closes a text is no word of it.
+        return [] if all(encoding.special_tokens_mask) else ids
 
 
 def decode_texts(values: Iterable[bytes | str]) -> list[str]:

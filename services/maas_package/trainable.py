@@ -173,8 +173,9 @@ def package_trained_model(
     tokenizer: TextTokenizer,
     labels: tuple[str, ...],
     storage: Storage | None = None,
+    task: str = TEXT_CLASSIFICATION,
 ) -> Package:
-    """Make the whole package of a text classifier in `folder`, which must be new or empty.
+    """Make the whole package of a model of texts in `folder`, which must be new or empty.
 
     The servable is made from the weights as they are stored, so with a fixed-point storage it has their rounding;
     maas_engine.publish adds those of other engines.
@@ -191,7 +192,7 @@ def package_trained_model(
     tokenizer.save(folder / TOKENIZER_PATH)
     inputs = architecture.inputs(config)
     manifest = Manifest(
-        task=TEXT_CLASSIFICATION,
+        task=task,
         inputs=inputs,
         outputs=architecture.outputs(config),
         labels=labels,

@@ -65,7 +65,7 @@ def two_inputs(path: Path, rows: int | str = "rows", **options: Any) -> Path:
 
 
 def imported(file: Path, folder: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "maas_engine.onnx_import", str(file), "--out", str(folder), *options]
+    command = [sys.executable, "-m", "maas_formats", "import", str(file), "--out", str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     result: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == ("failure" in result), done.stderr
@@ -241,7 +241,7 @@ def outside(path: Path) -> Path:
         (lambda path: unreadable(path, b""), "ONNX_FILE_UNREADABLE"),
         (lambda path: unreadable(path, b"\x89PNG\r\n" * 20), "ONNX_FILE_UNREADABLE"),
         (lambda path: unreadable(path, two_inputs(path).read_bytes()[:-40]), "ONNX_FILE_UNREADABLE"),
-        (lambda path: path, "ONNX_FILE_UNREADABLE"),
+        (lambda path: path, "SOURCE_MISSING"),
         (sequence_output, "ONNX_TYPE_UNSUPPORTED"),
         (lambda path: one_node(path, "Surprise"), "ONNX_OPERATOR_UNKNOWN"),
         (lambda path: one_node(path, "Relu", opset=99), "ONNX_VERSION_UNSUPPORTED"),

@@ -17,6 +17,7 @@ from maas.cli.output import (
     write_json,
     write_table,
 )
+from maas.formats import SourceKind
 from maas.names import AliasName, ModelName, VersionName
 from maas.references import parse_reference
 
@@ -34,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("ls")(ls)
     group.command("show")(show)
     group.command("push")(push)
-    group.command("import")(import_onnx)
+    group.command("import")(import_model)
     group.command("pull")(pull)
     group.command("alias")(alias)
     app.add_typer(group, name="models")
@@ -99,30 +100,41 @@ def push(
         say(f"stored {short_version(version.name)}")
 
 
-def import_onnx(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="ONNX file, from anywhere.")],
+def import_model(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, help="ONNX file, Hugging Face folder, TensorFlow SavedModel, or package folder; from anywhere."
+        ),
+    ],
     model: Annotated[str, typer.Argument(help="Model; it is made if there is none.")],
+    kind: Annotated[SourceKind | None, typer.Option(help="What PATH is, where its content does not tell.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="tokenizer.json that turns texts into word ids.")
     ] = None,
     text_feeds: Annotated[str, typer.Option(help="Input that takes the word ids, where there are several.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="How many word ids of a text are kept.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many word ids of a text are kept; 256 where the source says nothing.")
+    ] = None,
     labels: Annotated[str, typer.Option(help="Names of the classes, with commas, of a classifier.")] = "",
     description: Annotated[str, typer.Option(help="What is new in it.")] = "",
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Store an ONNX file as the next version of a model; it is checked, run and measured on this machine first."""
+    """Store a model from elsewhere as the next version; it is checked, run and measured on this machine first."""
     from tempfile import TemporaryDirectory
 
-    from maas.cli.onnx_import import package_of
+    from maas.cli.formats import run_formats
     from maas.cli.progress import transfer
     from maas.client import package_files
 
+    options = [f"--labels={labels}", f"--text-feeds={text_feeds}"]
+    options += [f"--{name}={value}" for name, value in (("kind", kind), ("tokenizer", tokenizer)) if value is not None]
+    options += [f"--max-tokens={max_tokens}"] if max_tokens is not None else []
     with TemporaryDirectory(prefix="maas-import-") as scratch:
         folder = Path(scratch, "package")
-        made = package_of(file, folder, tokenizer, text_feeds=text_feeds, max_tokens=max_tokens, labels=labels)
-        total = sum(path.stat().st_size for path in package_files(folder))
+        made = run_formats("importing", "import", path, f"--out={folder}", *options)
+        total = sum(file.stat().st_size for file in package_files(folder))
         with connected(endpoint) as client, transfer("storing", total) as moved:
             version = client.push_package(folder, model, description=description, progress=moved)
     if as_json:

@@ -1,17 +1,11 @@
-"""`python -m maas_engine.onnx_import FILE.onnx --out FOLDER`: a package of an ONNX file from anywhere.
+"""An ONNX file from anywhere made into a package."""
 
-Prints one JSON object: what was made of it, or `failure` and `reason`.
-"""
-
-import argparse
-import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,10 +13,11 @@ from maas_engine.engine import InputsRefused, ServableBroken, first_line, open_e
 from maas_engine.examples import Examples
 from maas_engine.predictor import Predictor
 from maas_engine.publish import Log, agreeing, openvino_candidates, with_measurements
+from maas_formats.kinds import refuse_harm
 from maas_package.manifest import TENSORS, TEXT_CLASSIFICATION, Manifest, Servable, TensorSpec, TextInput
 from maas_package.package import Package, write_package
 from maas_package.tensors import Array
-from maas_runtime.failures import Failure, InvalidInput
+from maas_runtime.failures import InvalidInput
 
 if TYPE_CHECKING:
     import onnx
@@ -153,6 +148,8 @@ def _read(source: Path) -> "onnx.ModelProto":
         from onnx.external_data_helper import load_external_data_for_model
     except ImportError as error:
         raise OnnxUnavailable("importing needs the library onnx: pip install onnx") from error
+    if source.is_file():
+        refuse_harm(source, source.name)
     try:
         model = onnx.load(str(source), load_external_data=False)
     except OSError as error:
@@ -319,40 +316,3 @@ def _load_failure(message: str) -> InvalidInput:
     if "is not a registered function/op" in lowered or "no op registered" in lowered:
         return OnnxOperatorUnknown(f"{message}; replace the operator, or serve the model with an engine of your own")
     return OnnxNotRunnable(message)
-
-
-def _describe(package: Package, notes: list[str]) -> dict[str, Any]:
-    manifest = package.manifest
-    return {
-        "task": manifest.task,
-        "inputs": [f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in manifest.inputs],
-        "outputs": [f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in manifest.outputs],
-        "batched": manifest.joins_rows,
-        "servables": [f"{one.engine} {one.precision}" for one in manifest.servables],
-        "notes": notes,
-    }
-
-
-def main() -> None:
-    """Import one file."""
-    parser = argparse.ArgumentParser(prog="maas_engine.onnx_import", description="Make a package of an ONNX file.")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="new or empty folder for the package")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json that turns texts into word ids")
-    parser.add_argument("--text-feeds", default="", help="input that takes the word ids")
-    parser.add_argument("--max-tokens", type=int, default=DEFAULT_MAX_TOKENS)
-    parser.add_argument("--labels", default="", help="names of the classes, with commas: the model is a classifier")
-    options = parser.parse_args()
-    text = options.tokenizer and TextOptions(options.tokenizer, options.text_feeds, options.max_tokens)
-    labels = tuple(label.strip() for label in options.labels.split(",") if label.strip())
-    notes: list[str] = []
-    try:
-        result = _describe(import_onnx(options.file, options.out, text=text, labels=labels, log=notes.append), notes)
-    except Failure as failure:
-        result = {"failure": failure.message, "reason": failure.reason}
-    print(json.dumps(result))
-    sys.exit("failure" in result)
-
-
-if __name__ == "__main__":
-    main()

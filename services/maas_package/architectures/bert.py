@@ -1,0 +1,287 @@
+"""BERT's encoder with a classifier or a sentence vector on top; BERT, DistilBERT and RoBERTa weights fit into it.
+
+Shapes: N texts of a batch, T tokens, H hidden_size, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maas_package.architectures import ArchitectureConfigInvalid
+from maas_package.manifest import JsonObject, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT = "input_ids"
+GELU, GELU_TANH, RELU, TANH = "gelu", "gelu_tanh", "relu", "tanh"
+MEAN, FIRST = "mean", "first"
+
+_LEAST_LENGTH = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class BertConfig:
+    """The sizes of the encoder, and the share that training drops. `padding_id` fills a row up and is never a word."""
+
+    vocabulary_size: int = 10_000
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    inner_size: int = 1024
+    positions: int = 512
+    padding_id: int = 0
+    activation: str = GELU
+    norm_epsilon: float = 1e-12
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BertTextClassifierConfig(BertConfig):
+    """`pooler`: what follows the first token's dense layer: tanh (BERT, RoBERTa) or relu (DistilBERT)."""
+
+    classes: int = 2
+    pooler: str = TANH
+
+
+@dataclass(frozen=True, slots=True)
+class BertSentenceEncoderConfig(BertConfig):
+    """`pooling`: the mean of a row's tokens, or its first; `normalized`: the vector has length 1."""
+
+    pooling: str = MEAN
+    normalized: bool = True
+
+
+class BertEncoder(nn.Module):
+    """Word ids to one vector a token. Padding is not looked at, so it changes no answer.
+
+    The token type's vector, which is the same for all words of a single text, is part of the position's.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.padding_id = config.padding_id
+        self.word = nn.Embedding(config.vocabulary_size, config.hidden_size, padding_idx=config.padding_id)
+        self.position = nn.Embedding(config.positions, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`tokens`: int64 [N, T]; returns the states float32 [N, T, H] and which tokens are words: bool [N, T]."""
+        is_word = tokens != self.padding_id
+        embedded = self.word(tokens) + self.position.weight[: tokens.shape[1]]
+        states = self.dropout(self.norm(embedded))
+        # A large number rather than infinity: a row of nothing but padding has an answer too.
+        unseen = torch.where(is_word, 0.0, torch.finfo(states.dtype).min / 2).to(states.dtype)[:, None, None, :]
+        for layer in self.layers:
+            states = layer(states, unseen)
+        return states, is_word
+
+
+class BertTextClassifier(nn.Module):
+    """Word ids to logits, by the state of the first token."""
+
+    def __init__(self, config: BertTextClassifierConfig) -> None:
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = _ACTIVATIONS[config.pooler]()
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(config.hidden_size, config.classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`tokens`: int64 [N, T], right-padded; returns logits: float32 [N, C]."""
+        states, _ = self.encoder(tokens)
+        logits: Tensor = self.output(self.dropout(self.activation(self.pooler(states[:, 0]))))
+        return logits
+
+
+class BertSentenceEncoder(nn.Module):
+    """Word ids to one vector a text."""
+
+    def __init__(self, config: BertSentenceEncoderConfig) -> None:
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.pooling = config.pooling
+        self.normalized = config.normalized
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`tokens`: int64 [N, T], right-padded; returns vectors: float32 [N, H]."""
+        states, is_word = self.encoder(tokens)
+        if self.pooling == FIRST:
+            vectors = states[:, 0]
+        else:
+            weights = is_word.to(states.dtype).unsqueeze(-1)
+            vectors = (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        return functional.normalize(vectors, dim=-1, eps=_LEAST_LENGTH) if self.normalized else vectors
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.drop = config.dropout
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.attention_output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
+        self.inner = nn.Linear(config.hidden_size, config.inner_size)
+        self.activation = _ACTIVATIONS[config.activation]()
+        self.inner_output = nn.Linear(config.inner_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, states: Tensor, unseen: Tensor) -> Tensor:
+        rows, tokens, hidden = states.shape
+        split = self.query_key_value(states).view(rows, tokens, 3, self.heads, hidden // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=unseen, dropout_p=self.drop if self.training else 0.0
+        )
+        attended = attended.transpose(1, 2).reshape(rows, tokens, hidden)
+        states = self.attention_norm(states + self.dropout(self.attention_output(attended)))
+        widened = self.activation(self.inner(states))
+        normed: Tensor = self.output_norm(states + self.dropout(self.inner_output(widened)))
+        return normed
+
+
+Config = TypeVar("Config", bound=BertConfig)
+
+
+class _BertArchitecture(Generic[Config]):
+    """What the two architectures share: how they are configured and what goes in."""
+
+    name: ClassVar[str]
+    config_type: type[Config]
+
+    @property
+    def default_config(self) -> JsonObject:
+        """Small enough to be trained from nothing; weights from elsewhere bring their own sizes."""
+        return asdict(self.config_type())
+
+    def parse_config(self, config: Mapping[str, object]) -> JsonObject:
+        """Return the whole configuration, defaults filled in. Raises ArchitectureConfigInvalid."""
+        return asdict(self.parsed(config))
+
+    def parsed(self, config: Mapping[str, object]) -> Config:
+        """Return the configuration as a value. Raises ArchitectureConfigInvalid."""
+        return _parse(self.name, self.config_type, config)
+
+    def inputs(self, config: Mapping[str, object]) -> tuple[TensorSpec, ...]:
+        """One tensor of word ids."""
+        self.parsed(config)
+        return (TensorSpec(INPUT, "INT64", (-1, -1)),)
+
+    def onnx_model(self, module: nn.Module, config: Mapping[str, object]) -> onnx.ModelProto | None:
+        """Leave it to torch's exporter, which knows every operator in here."""
+        del module, config
+        return None
+
+    def example_inputs(self, config: Mapping[str, object], rows: int, seed: int) -> dict[str, Tensor]:
+        """Return random word ids [rows, 4 to 40]; all but the first row end in padding."""
+        parsed = self.parsed(config)
+        generator = torch.Generator().manual_seed(seed)
+        time = min(int(torch.randint(4, 41, (1,), generator=generator)), parsed.positions)
+        tokens = torch.randint(0, parsed.vocabulary_size - 1, (rows, time), generator=generator)
+        tokens += tokens >= parsed.padding_id
+        lengths = torch.randint(1, time + 1, (rows, 1), generator=generator)
+        lengths[0] = time
+        return {INPUT: torch.where(torch.arange(time) < lengths, tokens, parsed.padding_id)}
+
+
+class BertTextClassifierArchitecture(_BertArchitecture[BertTextClassifierConfig]):
+    """How BertTextClassifier is configured and built."""
+
+    name = "bert-text-classifier"
+    config_type = BertTextClassifierConfig
+
+    def build(self, config: Mapping[str, object]) -> nn.Module:
+        """Return a fresh module; torch's global generator decides its weights."""
+        return _initialized(BertTextClassifier(self.parsed(config)))
+
+    def outputs(self, config: Mapping[str, object]) -> tuple[TensorSpec, ...]:
+        """One tensor of logits."""
+        return (TensorSpec("logits", "FP32", (-1, self.parsed(config).classes)),)
+
+
+class BertSentenceEncoderArchitecture(_BertArchitecture[BertSentenceEncoderConfig]):
+    """How BertSentenceEncoder is configured and built."""
+
+    name = "bert-sentence-encoder"
+    config_type = BertSentenceEncoderConfig
+
+    def build(self, config: Mapping[str, object]) -> nn.Module:
+        """Return a fresh module; torch's global generator decides its weights."""
+        return _initialized(BertSentenceEncoder(self.parsed(config)))
+
+    def outputs(self, config: Mapping[str, object]) -> tuple[TensorSpec, ...]:
+        """One vector a text."""
+        return (TensorSpec("sentence_embedding", "FP32", (-1, self.parsed(config).hidden_size)),)
+
+
+CLASSIFIER = BertTextClassifierArchitecture()
+SENTENCE_ENCODER = BertSentenceEncoderArchitecture()
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    GELU: nn.GELU,
+    GELU_TANH: lambda: nn.GELU(approximate="tanh"),
+    RELU: nn.ReLU,
+    TANH: nn.Tanh,
+}
+_SIZES = {
+    "vocabulary_size": (2, 1_000_000),
+    "hidden_size": (1, 8192),
+    "layers": (1, 96),
+    "heads": (1, 256),
+    "inner_size": (1, 65_536),
+    "positions": (1, 32_768),
+    "padding_id": (0, 999_999),
+    "classes": (2, 10_000),
+}
+_CHOICES = {"activation": (GELU, GELU_TANH, RELU), "pooler": (TANH, RELU), "pooling": (MEAN, FIRST)}
+
+
+def _initialized(module: nn.Module) -> nn.Module:
+    """Return the module with small weights, as BERT starts; torch's own embeddings are fifty times as large."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            with torch.no_grad():
+                part.weight[part.padding_idx].zero_()
+    return module
+
+
+def _parse(name: str, config_type: type[Config], config: Mapping[str, object]) -> Config:
+    known = {field.name for field in fields(config_type)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ArchitectureConfigInvalid(f"{name} has no setting {', '.join(unknown)}")
+    parsed = config_type(**config)  # type: ignore[arg-type]  # checked right below
+    for setting in sorted(known):
+        value = getattr(parsed, setting)
+        if setting in _SIZES:
+            least, most = _SIZES[setting]
+            if type(value) is not int or not least <= value <= most:
+                raise ArchitectureConfigInvalid(f"{setting} is a whole number from {least} to {most}, not {value!r}")
+        elif setting in _CHOICES and value not in _CHOICES[setting]:
+            raise ArchitectureConfigInvalid(f"{setting} is one of {', '.join(_CHOICES[setting])}, not {value!r}")
+        elif setting == "normalized" and not isinstance(value, bool):
+            raise ArchitectureConfigInvalid(f"normalized is true or false, not {value!r}")
+        elif setting in ("dropout", "norm_epsilon") and (type(value) not in (int, float) or not 0 <= value < 1):
+            raise ArchitectureConfigInvalid(f"{setting} is at least 0 and less than 1, not {value!r}")
+    if parsed.hidden_size % parsed.heads:
+        raise ArchitectureConfigInvalid(
+            f"hidden_size is a multiple of heads, and {parsed.hidden_size} is none of {parsed.heads}"
+        )
+    if parsed.padding_id >= parsed.vocabulary_size:
+        raise ArchitectureConfigInvalid(f"padding_id is less than vocabulary_size, not {parsed.padding_id}")
+    return parsed
