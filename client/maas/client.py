@@ -1,6 +1,7 @@
 """The client of a cluster, for programs. The `maas` command is written with it."""
 
 import math
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from maas.errors import (
     DeadlineExceededError,
     InvalidInputError,
     MaasError,
+    NotAllowedNowError,
     NotFoundError,
     UnavailableError,
 )
@@ -51,9 +53,11 @@ from maas.registry.v1.dataset_pb2 import Dataset, DatasetVersion, Split
 from maas.registry.v1.model_pb2 import Alias, Model
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from maas.registry.v1.version_pb2 import Version
+from maas.registry.v1.version_signature_pb2 import VersionSignature
 from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
 from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, ServingSettings, Target
 from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
+from maas.signatures import PublicKey, PublicKeyInvalid, VersionNotSigned, members_of, signer_of
 from maas.training.v1 import training_service_pb2
 from maas.training.v1.training_job_pb2 import Hyperparameters, TrainingJob
 from maas.training.v1.training_service_pb2_grpc import TrainingServiceStub
@@ -221,6 +225,50 @@ class Client:
                 raise InvalidInputError(f"{version.name} has a file outside its folder", reason="PACKAGE_PATH_INVALID")
             blobs.download_blob(self._raw_channel, BlobName.parse(file.blob), target, progress)
         return version
+
+    def sign(self, reference: str, private_key: Path, *, password: str | None = None) -> VersionSignature:
+        """Sign a version with a private key in PEM form, which stays here. Needs `model-signing`.
+
+        Nothing of the model is read: what is signed are the hashes under which its files are stored.
+        """
+        from maas import signing
+
+        version = self.version(reference)
+        key, bundle = signing.sign(private_key, version.name, members_of(version.files), password)
+        return self._registry.CreateVersionSignature(
+            registry_service_pb2.CreateVersionSignatureRequest(
+                parent=version.name, version_signature=VersionSignature(public_key=key.pem, bundle=bundle)
+            )
+        )
+
+    def signatures(self, reference: str) -> Iterator[VersionSignature]:
+        """List a version's signatures, without their bundles, by the fingerprint of their keys."""
+        request = registry_service_pb2.ListVersionSignaturesRequest(parent=self.version(reference).name)
+        return _pages(self._registry.ListVersionSignatures, request, "version_signatures")
+
+    def verify(
+        self, reference: str, public_keys: Sequence[Path | str], *, progress: Progress = lambda _: None
+    ) -> VersionSignature:
+        """Return the signature of a version by one of the keys, after reading all its bytes and hashing them.
+
+        Raises NotAllowedNowError (VERSION_NOT_SIGNED) when none of the keys signed it, DataCorruptError when stored
+        bytes are not the signed ones.
+        """
+        trusted = [_public_key(Path(path)) for path in public_keys]
+        version = self.version(reference)
+        found = self._signatures_of(version.name, trusted)
+        bundles = {fingerprint: signature.bundle for fingerprint, signature in found.items()}
+        try:
+            key = signer_of(version.name, members_of(version.files), bundles, trusted)
+        except VersionNotSigned as error:
+            raise NotAllowedNowError(
+                str(error), code="FAILED_PRECONDITION", reason="VERSION_NOT_SIGNED", resource_name=version.name
+            ) from error
+        with tempfile.TemporaryDirectory(prefix="maas-verify-") as folder:
+            for blob in sorted({file.blob for file in version.files}):
+                path = Path(folder, "blob")
+                blobs.download_blob(self._raw_channel, BlobName.parse(blob), path, progress)
+        return found[key.fingerprint]
 
     # ---- datasets -----------------------------------------------------------------------------------------------
 
@@ -630,6 +678,18 @@ class Client:
     def _upload(self, path: Path, progress: Progress) -> BlobName:
         return blobs.upload_blob(self._raw_channel, path, progress)
 
+    def _signatures_of(self, version: str, keys: Sequence[PublicKey]) -> dict[str, VersionSignature]:
+        """Return the signatures of a version that these keys made, by fingerprint."""
+        found = {}
+        for key in keys:
+            request = registry_service_pb2.GetVersionSignatureRequest(name=f"{version}/signatures/{key.fingerprint}")
+            try:
+                found[key.fingerprint] = self._registry.GetVersionSignature(request)
+            except NotFoundError as error:
+                if error.reason != "SIGNATURE_NOT_FOUND":
+                    raise
+        return found
+
     def _make_model(self, name: str) -> None:
         try:
             self._registry.CreateModel(registry_service_pb2.CreateModelRequest(model_id=ModelName.parse(name).model_id))
@@ -688,6 +748,13 @@ def package_files(folder: Path) -> list[Path]:
             f"{folder} is no package: it holds no manifest.json", code="INVALID_ARGUMENT", reason="PACKAGE_INVALID"
         )
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _public_key(path: Path) -> PublicKey:
+    try:
+        return PublicKey.parse(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, PublicKeyInvalid) as error:
+        raise InvalidInputError(f"{path}: {error}", code="INVALID_ARGUMENT", reason="PUBLIC_KEY_INVALID") from error
 
 
 def _pages(call: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:

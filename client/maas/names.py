@@ -79,6 +79,21 @@ class VersionName(_Name):
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class SignatureName(_Name):
+    """`models/{model}/versions/{number}/signatures/{fingerprint}`; the fingerprint is that of the key."""
+
+    PATTERN = "models/*/versions/#/signatures/%"
+    model_id: str
+    number: int
+    fingerprint: str
+
+    @property
+    def version(self) -> VersionName:
+        """The version that is signed."""
+        return VersionName(self.model_id, self.number)
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class AliasName(_Name):
     """`models/{model}/aliases/{alias}`."""
 

@@ -34,6 +34,7 @@ from maas_jobs.metrics import JobMetrics
 from maas_jobs.reports import Log, Metrics, Progress, Report
 from maas_jobs.step import StepRequest, write_request
 from maas_jobs.supervision import StepFailed, supervise_step
+from maas_runtime.completion import to_its_end
 from maas_runtime.failures import Failure
 from maas_runtime.paging import page_size_or_default, page_token, read_page_token
 
@@ -284,7 +285,8 @@ class Jobs:
             tracked.reported.clear()
             try:
                 async with tracked.writing:
-                    await self._show(tracked, tracked.newest)
+                    # Lines that have been taken are written before the last word, though the step ends meanwhile.
+                    await to_its_end(self._show(tracked, tracked.newest))
             except Failure as failure:
                 logger.warning("progress not stored", extra={"detail": failure.message})
             await asyncio.sleep(_PUBLISH_SECONDS)

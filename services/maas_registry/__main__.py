@@ -12,9 +12,11 @@ from maas_registry.api.servicer import RegistryServicer, TransferMetrics
 from maas_registry.domain.blobs import Blobs
 from maas_registry.domain.datasets import Datasets
 from maas_registry.domain.models import Models
+from maas_registry.domain.signatures import Signatures
 from maas_registry.settings import Settings
 from maas_registry.storage.sql_datasets import SqlDatasetStore
 from maas_registry.storage.sql_models import SqlModelStore
+from maas_registry.storage.sql_signatures import SqlSignatureStore
 from maas_registry.storage.stores import open_stores
 from maas_runtime.metrics import process_metrics
 from maas_runtime.server import GrpcService, run_process, serve
@@ -32,8 +34,10 @@ async def open_registry(settings: Settings, metrics: CollectorRegistry) -> Async
     """Give RegistryService over the stores of the settings; all is closed when the context ends."""
     async with open_stores(settings.stores) as stores:
         blobs = Blobs(stores.blobs, settings.max_blob_bytes)
+        models = Models(SqlModelStore(stores.database), blobs, _now)
         servicer = RegistryServicer(
-            Models(SqlModelStore(stores.database), blobs, _now),
+            models,
+            Signatures(SqlSignatureStore(stores.database), models, _now),
             Datasets(SqlDatasetStore(stores.database), blobs, _now),
             blobs,
             TransferMetrics(metrics),

@@ -33,7 +33,7 @@ def test_a_process_starts_without_torch_and_says_which_settings_are_missing(proc
     status, modules = imported_by("-m", process)
     assert status == 78, "a process without settings ends with the status that means: a person has to help"
     assert "maas_runtime.settings" in modules
-    assert modules.isdisjoint({"torch", "onnx", "pyarrow"})
+    assert modules.isdisjoint({"torch", "onnx", "pyarrow", "cryptography", "model_signing"})
 
 
 @pytest.mark.parametrize("process", ["maas_registry", "maas_rollout", "maas_gateway", "maas_gateway.envoy"])
@@ -44,13 +44,13 @@ def test_a_process_that_runs_no_model_imports_no_engine(process: str) -> None:
 def test_the_front_imports_nothing_that_computes() -> None:
     status, modules = imported_by("-c", "import maas_inference.front.application")
     assert status == 0
-    assert modules.isdisjoint({"torch", "onnx", "onnxruntime", "tokenizers", "grpc", "sqlalchemy"})
+    assert modules.isdisjoint({"torch", "onnx", "onnxruntime", "tokenizers", "grpc", "sqlalchemy", "cryptography"})
 
 
 def test_help_imports_nothing_heavy() -> None:
     status, modules = imported_by("-m", "maas.cli", "--help")
     assert status == 0
-    assert modules.isdisjoint({"torch", "numpy", "pyarrow", "grpc", "onnxruntime"})
+    assert modules.isdisjoint({"torch", "numpy", "pyarrow", "grpc", "onnxruntime", "cryptography"})
 
 
 def requirements_of(extra: str) -> set[str]:

@@ -29,6 +29,7 @@ DATA = {
         "INSERT INTO datasets VALUES ('d', '', 1, 1700000000000000)",
         "INSERT INTO dataset_versions VALUES ('d', 1, NULL, '{}', 1700000000000000)",
     ),
+    "0002": ("INSERT INTO version_signatures VALUES ('a', 1, 'f', '', 'bundle', 1700000000000000)",),
 }
 
 

@@ -33,6 +33,7 @@ NAMES = {
     "Dataset": (["datasets/a"], ""),
     "Deployment": (["deployments/a"], "deployments/a"),
     "Alias": (["models/a/aliases/best"], "models/a"),
+    "VersionSignature": ([f"models/a/versions/1/signatures/{'0a' * 32}"], "models/a/versions/1"),
     "Version": (["models/a/versions/1", "models/a/versions/999999999999999999", "models/a/aliases/best"], "models/a"),
     "Model": (["models/a"], ""),
     "Blob": (BLOBS, ""),

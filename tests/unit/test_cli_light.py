@@ -21,10 +21,12 @@ from maas.references import TargetReference, parse_reference
 from maas.registry.v1 import model_pb2
 from maas.training.v1 import training_job_pb2
 
-HEAVY = {"grpc", "google.protobuf", "numpy", "pyarrow", "torch", "onnxruntime", "asyncio"}
+HEAVY = {"grpc", "google.protobuf", "numpy", "pyarrow", "torch", "onnxruntime", "asyncio", "cryptography"}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("--version",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("train", "--help"), ("models", "sign", "--help"), ("--version",)], ids=" ".join
+)
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     program = (
         "import sys; from maas.cli import main\n"

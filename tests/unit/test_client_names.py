@@ -7,6 +7,7 @@ from maas import names
 EXAMPLES = {
     names.ModelName: "models/reviews",
     names.VersionName: "models/reviews/versions/3",
+    names.SignatureName: "models/reviews/versions/3/signatures/" + "0a" * 32,
     names.AliasName: "models/reviews/aliases/production",
     names.DatasetName: "datasets/reviews",
     names.DatasetVersionName: "datasets/reviews/versions/12",

@@ -13,6 +13,7 @@ from maas.cli import (
     job_commands,
     model_commands,
     registry_commands,
+    signing_commands,
 )
 from maas.cli.errors import EXIT_INTERRUPTED, exit_status, show_error
 from maas.errors import MaasError
@@ -70,6 +71,7 @@ def root(
 cluster_commands.add_to(app)
 data_commands.add_to(app)
 model_commands.add_to(app)
+signing_commands.add_to(app)
 job_commands.add_to(app)
 deployment_commands.add_to(app)
 registry_commands.add_to(app)

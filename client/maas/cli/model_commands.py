@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maas.cli import signing_commands
 from maas.cli.options import Endpoint, Json, connected
 from maas.cli.output import (
     ago_text,
@@ -38,6 +39,9 @@ def add_to(app: typer.Typer) -> None:
     group.command("import")(import_model)
     group.command("pull")(pull)
     group.command("alias")(alias)
+    group.command("sign")(signing_commands.sign)
+    group.command("verify")(signing_commands.verify)
+    group.command("signatures")(signing_commands.signatures)
     app.add_typer(group, name="models")
 
 

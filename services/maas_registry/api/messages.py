@@ -5,7 +5,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from maas.names import BlobName, DatasetVersionName, JobName, VersionName
-from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2
+from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2, version_signature_pb2
 from maas_package.manifest import TensorSpec
 from maas_registry.domain.blobs import Blob, BlobState
 from maas_registry.domain.datasets import (
@@ -18,6 +18,7 @@ from maas_registry.domain.datasets import (
     TextStatistics,
 )
 from maas_registry.domain.models import Alias, Model
+from maas_registry.domain.signatures import VersionSignature
 from maas_registry.domain.versions import (
     CompressionReport,
     Evaluation,
@@ -84,6 +85,18 @@ def version_to_proto(version: Version) -> version_pb2.Version:
         signature=_signature_to_proto(version.content.signature),
         size_bytes=version.size_bytes,
         create_time=_timestamp(version.create_time),
+    )
+
+
+def signature_to_proto(
+    signature: VersionSignature, *, with_bundle: bool = True
+) -> version_signature_pb2.VersionSignature:
+    """Return the message."""
+    return version_signature_pb2.VersionSignature(
+        name=str(signature.name),
+        public_key=signature.public_key,
+        bundle=signature.bundle if with_bundle else b"",
+        create_time=_timestamp(signature.create_time),
     )
 
 

@@ -12,10 +12,11 @@ from maas.names import (
     DatasetName,
     DatasetVersionName,
     ModelName,
+    SignatureName,
     VersionName,
     parse_version_or_alias,
 )
-from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2
+from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2, version_signature_pb2
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from maas_registry.api.messages import (
@@ -25,12 +26,14 @@ from maas_registry.api.messages import (
     dataset_version_to_proto,
     draft_from_proto,
     model_to_proto,
+    signature_to_proto,
     splits_from_proto,
     version_to_proto,
 )
 from maas_registry.domain.blobs import Blobs
 from maas_registry.domain.datasets import Datasets
 from maas_registry.domain.models import Models
+from maas_registry.domain.signatures import Signatures
 from maas_runtime.failures import InvalidInput
 from maas_runtime.interceptor import Context
 from maas_runtime.paging import cut_page, page_size_or_default, read_page_token
@@ -51,10 +54,13 @@ class TransferMetrics:
 
 
 class RegistryServicer(RegistryServiceServicer):
-    """RegistryService, answered by Models, Datasets and Blobs."""
+    """RegistryService, answered by Models, Signatures, Datasets and Blobs."""
 
-    def __init__(self, models: Models, datasets: Datasets, blobs: Blobs, metrics: TransferMetrics) -> None:
+    def __init__(
+        self, models: Models, signatures: Signatures, datasets: Datasets, blobs: Blobs, metrics: TransferMetrics
+    ) -> None:
         self._models = models
+        self._signatures = signatures
         self._datasets = datasets
         self._blobs = blobs
         self._metrics = metrics
@@ -114,6 +120,31 @@ class RegistryServicer(RegistryServiceServicer):
     async def DeleteAlias(self, request: messages.DeleteAliasRequest, context: Context) -> empty_pb2.Empty:
         await self._models.delete_alias(AliasName.parse(request.name))
         return empty_pb2.Empty()
+
+    async def CreateVersionSignature(
+        self, request: messages.CreateVersionSignatureRequest, context: Context
+    ) -> version_signature_pb2.VersionSignature:
+        sent = request.version_signature
+        signature = await self._signatures.create(VersionName.parse(request.parent), sent.public_key, sent.bundle)
+        return signature_to_proto(signature)
+
+    async def GetVersionSignature(
+        self, request: messages.GetVersionSignatureRequest, context: Context
+    ) -> version_signature_pb2.VersionSignature:
+        return signature_to_proto(await self._signatures.get(SignatureName.parse(request.name)))
+
+    async def ListVersionSignatures(
+        self, request: messages.ListVersionSignaturesRequest, context: Context
+    ) -> messages.ListVersionSignaturesResponse:
+        version, size = VersionName.parse(request.parent), page_size_or_default(request.page_size)
+        query = f"{version}/signatures"
+        after = read_page_token(query, request.page_token, SignatureName.parse)
+        found = await self._signatures.list(version, after, size + 1)
+        page = cut_page(query, found, size, key=lambda signature: signature.name)
+        return messages.ListVersionSignaturesResponse(
+            version_signatures=[signature_to_proto(one, with_bundle=False) for one in page.items],
+            next_page_token=page.next_page_token,
+        )
 
     async def CreateDataset(self, request: messages.CreateDatasetRequest, context: Context) -> dataset_pb2.Dataset:
         dataset = await self._datasets.create(DatasetName(request.dataset_id), request.dataset.description)

@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from maas.names import AliasName, BlobName, DatasetName, DatasetVersionName, ModelName, VersionName
+from maas.names import AliasName, BlobName, DatasetName, DatasetVersionName, ModelName, SignatureName, VersionName
 from maas_registry.domain.blobs import Blob, BlobCorrupt, BlobState
 from maas_registry.domain.datasets import Dataset, DatasetContent, DatasetVersion
 from maas_registry.domain.models import Alias, Model
+from maas_registry.domain.signatures import VersionSignature
 from maas_registry.domain.versions import Version, VersionContent
 
 _CHUNK_BYTES = 2**20
@@ -96,6 +97,30 @@ class MemoryModelStore:
     async def delete_alias(self, name: AliasName) -> bool:
         """Remove an alias; False when there is none."""
         return self._aliases.pop(name, None) is not None
+
+
+class MemorySignatureStore:
+    """SignatureStore in memory."""
+
+    def __init__(self) -> None:
+        self._signatures: dict[SignatureName, VersionSignature] = {}
+
+    async def add(self, signature: VersionSignature, max_signatures: int) -> VersionSignature | None:
+        """Store a signature; None when it would be one too many."""
+        if signature.name not in self._signatures:
+            if len(await self.list(signature.name.version, None, max_signatures)) >= max_signatures:
+                return None
+            self._signatures[signature.name] = signature
+        return self._signatures[signature.name]
+
+    async def get(self, name: SignatureName) -> VersionSignature | None:
+        """Return the signature."""
+        return self._signatures.get(name)
+
+    async def list(self, version: VersionName, after: SignatureName | None, limit: int) -> Sequence[VersionSignature]:
+        """Return a page of signatures."""
+        names = sorted(name for name in self._signatures if name.version == version and (after is None or name > after))
+        return [self._signatures[name] for name in names[:limit]]
 
 
 class MemoryDatasetStore:

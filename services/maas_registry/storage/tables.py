@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     UniqueConstraint,
@@ -56,6 +57,18 @@ aliases = Table(
     Column("alias_id", Text, primary_key=True),
     Column("number", Integer, nullable=False),
     Column("update_time", UtcTime, nullable=False),
+    ForeignKeyConstraint(["model_id", "number"], ["versions.model_id", "versions.number"]),
+)
+
+version_signatures = Table(
+    "version_signatures",
+    metadata,
+    Column("model_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    Column("public_key", Text, nullable=False),
+    Column("bundle", LargeBinary, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
     ForeignKeyConstraint(["model_id", "number"], ["versions.model_id", "versions.number"]),
 )
 

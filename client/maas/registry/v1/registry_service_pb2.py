@@ -30,9 +30,10 @@ from maas.registry.v1 import blob_pb2 as maas_dot_registry_dot_v1_dot_blob__pb2
 from maas.registry.v1 import dataset_pb2 as maas_dot_registry_dot_v1_dot_dataset__pb2
 from maas.registry.v1 import model_pb2 as maas_dot_registry_dot_v1_dot_model__pb2
 from maas.registry.v1 import version_pb2 as maas_dot_registry_dot_v1_dot_version__pb2
+from maas.registry.v1 import version_signature_pb2 as maas_dot_registry_dot_v1_dot_version__signature__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'maas/registry/v1/registry_service.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1bmaas/registry/v1/blob.proto\x1a\x1emaas/registry/v1/dataset.proto\x1a\x1cmaas/registry/v1/model.proto\x1a\x1emaas/registry/v1/version.proto\"\x85\x01\n\x12\x43reateModelRequest\x12\x41\n\x08model_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x01\",\n\x0fGetModelRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"P\n\x11ListModelsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x8c\x01\n\x14\x43reateVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x36\n\x07version\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\".\n\x11GetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"o\n\x13ListVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListVersionsResponse\x12\x31\n\x08versions\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.VersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"J\n\x0fSetAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1c\n\x07version\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"m\n\x12ListAliasesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"d\n\x13ListAliasesResponse\x12.\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.AliasB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"/\n\x12\x44\x65leteAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"\x8d\x01\n\x14\x43reateDatasetRequest\x12\x43\n\ndataset_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x30\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x01\".\n\x11GetDatasetRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"R\n\x13ListDatasetsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListDatasetsResponse\x12\x31\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xa2\x01\n\x1b\x43reateDatasetVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x45\n\x0f\x64\x61taset_version\x18\x02 \x01(\x0b\x32 .maas.registry.v1.DatasetVersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\"5\n\x18GetDatasetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"v\n\x1aListDatasetVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"~\n\x1bListDatasetVersionsResponse\x12@\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32 .maas.registry.v1.DatasetVersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"+\n\x0eGetBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"|\n\x11UploadBlobRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32\x1e.maas.registry.v1.UploadHeaderB\x04\xe2\x41\x01\x02H\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0f\xe2\x41\x01\x02\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"{\n\x0cUploadHeader\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xbaH\x18r\x16\x32\x14^blobs/[0-9a-f]{64}$\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x00\x12\x1b\n\x06offset\x18\x03 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"M\n\x13\x44ownloadBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1b\n\x06offset\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"+\n\x14\x44ownloadBlobResponse\x12\x13\n\x05\x63hunk\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x32\x9a\x11\n\x0fRegistryService\x12g\n\x0b\x43reateModel\x12$.maas.registry.v1.CreateModelRequest\x1a\x17.maas.registry.v1.Model\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/models:\x05model\x12\x63\n\x08GetModel\x12!.maas.registry.v1.GetModelRequest\x1a\x17.maas.registry.v1.Model\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}\x12k\n\nListModels\x12#.maas.registry.v1.ListModelsRequest\x1a$.maas.registry.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x83\x01\n\rCreateVersion\x12&.maas.registry.v1.CreateVersionRequest\x1a\x19.maas.registry.v1.Version\"/\x82\xd3\xe4\x93\x02)\"\x1e/v1/{parent=models/*}/versions:\x07version\x12\x9d\x01\n\nGetVersion\x12#.maas.registry.v1.GetVersionRequest\x1a\x19.maas.registry.v1.Version\"O\x82\xd3\xe4\x93\x02I\x12\x1e/v1/{name=models/*/versions/*}Z\'\x12%/v1/{name=models/*/aliases/*}:version\x12\x85\x01\n\x0cListVersions\x12%.maas.registry.v1.ListVersionsRequest\x1a&.maas.registry.v1.ListVersionsResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=models/*}/versions\x12p\n\x08SetAlias\x12!.maas.registry.v1.SetAliasRequest\x1a\x17.maas.registry.v1.Alias\"(\x82\xd3\xe4\x93\x02\"\x1a\x1d/v1/{name=models/*/aliases/*}:\x01*\x12\x81\x01\n\x0bListAliases\x12$.maas.registry.v1.ListAliasesRequest\x1a%.maas.registry.v1.ListAliasesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=models/*}/aliases\x12r\n\x0b\x44\x65leteAlias\x12$.maas.registry.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Empty\"%\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=models/*/aliases/*}\x12q\n\rCreateDataset\x12&.maas.registry.v1.CreateDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/datasets:\x07\x64\x61taset\x12k\n\nGetDataset\x12#.maas.registry.v1.GetDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=datasets/*}\x12s\n\x0cListDatasets\x12%.maas.registry.v1.ListDatasetsRequest\x1a&.maas.registry.v1.ListDatasetsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/datasets\x12\xa2\x01\n\x14\x43reateDatasetVersion\x12-.maas.registry.v1.CreateDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"9\x82\xd3\xe4\x93\x02\x33\" /v1/{parent=datasets/*}/versions:\x0f\x64\x61taset_version\x12\x8b\x01\n\x11GetDatasetVersion\x12*.maas.registry.v1.GetDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=datasets/*/versions/*}\x12\x9c\x01\n\x13ListDatasetVersions\x12,.maas.registry.v1.ListDatasetVersionsRequest\x1a-.maas.registry.v1.ListDatasetVersionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=datasets/*}/versions\x12_\n\x07GetBlob\x12 .maas.registry.v1.GetBlobRequest\x1a\x16.maas.registry.v1.Blob\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=blobs/*}\x12K\n\nUploadBlob\x12#.maas.registry.v1.UploadBlobRequest\x1a\x16.maas.registry.v1.Blob(\x01\x12_\n\x0c\x44ownloadBlob\x12%.maas.registry.v1.DownloadBlobRequest\x1a&.maas.registry.v1.DownloadBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'maas/registry/v1/registry_service.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1bmaas/registry/v1/blob.proto\x1a\x1emaas/registry/v1/dataset.proto\x1a\x1cmaas/registry/v1/model.proto\x1a\x1emaas/registry/v1/version.proto\x1a(maas/registry/v1/version_signature.proto\"\x85\x01\n\x12\x43reateModelRequest\x12\x41\n\x08model_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x01\",\n\x0fGetModelRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"P\n\x11ListModelsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x8c\x01\n\x14\x43reateVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x36\n\x07version\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\".\n\x11GetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"o\n\x13ListVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListVersionsResponse\x12\x31\n\x08versions\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.VersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"J\n\x0fSetAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1c\n\x07version\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"m\n\x12ListAliasesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"d\n\x13ListAliasesResponse\x12.\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.AliasB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"/\n\x12\x44\x65leteAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"\x87\x01\n\x1d\x43reateVersionSignatureRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12I\n\x11version_signature\x18\x02 \x01(\x0b\x32\".maas.registry.v1.VersionSignatureB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"7\n\x1aGetVersionSignatureRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"w\n\x1cListVersionSignaturesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\x84\x01\n\x1dListVersionSignaturesResponse\x12\x44\n\x12version_signatures\x18\x01 \x03(\x0b\x32\".maas.registry.v1.VersionSignatureB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x8d\x01\n\x14\x43reateDatasetRequest\x12\x43\n\ndataset_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x30\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x01\".\n\x11GetDatasetRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"R\n\x13ListDatasetsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListDatasetsResponse\x12\x31\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xa2\x01\n\x1b\x43reateDatasetVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x45\n\x0f\x64\x61taset_version\x18\x02 \x01(\x0b\x32 .maas.registry.v1.DatasetVersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\"5\n\x18GetDatasetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"v\n\x1aListDatasetVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"~\n\x1bListDatasetVersionsResponse\x12@\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32 .maas.registry.v1.DatasetVersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"+\n\x0eGetBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"|\n\x11UploadBlobRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32\x1e.maas.registry.v1.UploadHeaderB\x04\xe2\x41\x01\x02H\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0f\xe2\x41\x01\x02\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"{\n\x0cUploadHeader\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xbaH\x18r\x16\x32\x14^blobs/[0-9a-f]{64}$\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x00\x12\x1b\n\x06offset\x18\x03 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"M\n\x13\x44ownloadBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1b\n\x06offset\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"+\n\x14\x44ownloadBlobResponse\x12\x13\n\x05\x63hunk\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x32\xa1\x15\n\x0fRegistryService\x12g\n\x0b\x43reateModel\x12$.maas.registry.v1.CreateModelRequest\x1a\x17.maas.registry.v1.Model\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/models:\x05model\x12\x63\n\x08GetModel\x12!.maas.registry.v1.GetModelRequest\x1a\x17.maas.registry.v1.Model\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}\x12k\n\nListModels\x12#.maas.registry.v1.ListModelsRequest\x1a$.maas.registry.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x83\x01\n\rCreateVersion\x12&.maas.registry.v1.CreateVersionRequest\x1a\x19.maas.registry.v1.Version\"/\x82\xd3\xe4\x93\x02)\"\x1e/v1/{parent=models/*}/versions:\x07version\x12\x9d\x01\n\nGetVersion\x12#.maas.registry.v1.GetVersionRequest\x1a\x19.maas.registry.v1.Version\"O\x82\xd3\xe4\x93\x02I\x12\x1e/v1/{name=models/*/versions/*}Z\'\x12%/v1/{name=models/*/aliases/*}:version\x12\x85\x01\n\x0cListVersions\x12%.maas.registry.v1.ListVersionsRequest\x1a&.maas.registry.v1.ListVersionsResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=models/*}/versions\x12p\n\x08SetAlias\x12!.maas.registry.v1.SetAliasRequest\x1a\x17.maas.registry.v1.Alias\"(\x82\xd3\xe4\x93\x02\"\x1a\x1d/v1/{name=models/*/aliases/*}:\x01*\x12\x81\x01\n\x0bListAliases\x12$.maas.registry.v1.ListAliasesRequest\x1a%.maas.registry.v1.ListAliasesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=models/*}/aliases\x12r\n\x0b\x44\x65leteAlias\x12$.maas.registry.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Empty\"%\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=models/*/aliases/*}\x12\xb5\x01\n\x16\x43reateVersionSignature\x12/.maas.registry.v1.CreateVersionSignatureRequest\x1a\".maas.registry.v1.VersionSignature\"F\x82\xd3\xe4\x93\x02@\"+/v1/{parent=models/*/versions/*}/signatures:\x11version_signature\x12\x9c\x01\n\x13GetVersionSignature\x12,.maas.registry.v1.GetVersionSignatureRequest\x1a\".maas.registry.v1.VersionSignature\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{name=models/*/versions/*/signatures/*}\x12\xad\x01\n\x15ListVersionSignatures\x12..maas.registry.v1.ListVersionSignaturesRequest\x1a/.maas.registry.v1.ListVersionSignaturesResponse\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{parent=models/*/versions/*}/signatures\x12q\n\rCreateDataset\x12&.maas.registry.v1.CreateDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/datasets:\x07\x64\x61taset\x12k\n\nGetDataset\x12#.maas.registry.v1.GetDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=datasets/*}\x12s\n\x0cListDatasets\x12%.maas.registry.v1.ListDatasetsRequest\x1a&.maas.registry.v1.ListDatasetsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/datasets\x12\xa2\x01\n\x14\x43reateDatasetVersion\x12-.maas.registry.v1.CreateDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"9\x82\xd3\xe4\x93\x02\x33\" /v1/{parent=datasets/*}/versions:\x0f\x64\x61taset_version\x12\x8b\x01\n\x11GetDatasetVersion\x12*.maas.registry.v1.GetDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=datasets/*/versions/*}\x12\x9c\x01\n\x13ListDatasetVersions\x12,.maas.registry.v1.ListDatasetVersionsRequest\x1a-.maas.registry.v1.ListDatasetVersionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=datasets/*}/versions\x12_\n\x07GetBlob\x12 .maas.registry.v1.GetBlobRequest\x1a\x16.maas.registry.v1.Blob\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=blobs/*}\x12K\n\nUploadBlob\x12#.maas.registry.v1.UploadBlobRequest\x1a\x16.maas.registry.v1.Blob(\x01\x12_\n\x0c\x44ownloadBlob\x12%.maas.registry.v1.DownloadBlobRequest\x1a&.maas.registry.v1.DownloadBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -87,6 +88,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTALIASESRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_DELETEALIASREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEALIASREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['version_signature']._loaded_options = None
+  _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['version_signature']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_GETVERSIONSIGNATUREREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETVERSIONSIGNATUREREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_LISTVERSIONSIGNATURESREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTVERSIONSIGNATURESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_LISTVERSIONSIGNATURESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTVERSIONSIGNATURESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\006\032\004\030d(\000'
+  _globals['_LISTVERSIONSIGNATURESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTVERSIONSIGNATURESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTVERSIONSIGNATURESRESPONSE'].fields_by_name['version_signatures']._loaded_options = None
+  _globals['_LISTVERSIONSIGNATURESRESPONSE'].fields_by_name['version_signatures']._serialized_options = b'\342A\001\003'
+  _globals['_LISTVERSIONSIGNATURESRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTVERSIONSIGNATURESRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['dataset_id']._loaded_options = None
   _globals['_CREATEDATASETREQUEST'].fields_by_name['dataset_id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['dataset']._loaded_options = None
@@ -157,6 +174,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYSERVICE'].methods_by_name['ListAliases']._serialized_options = b'\202\323\344\223\002\037\022\035/v1/{parent=models/*}/aliases'
   _globals['_REGISTRYSERVICE'].methods_by_name['DeleteAlias']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['DeleteAlias']._serialized_options = b'\202\323\344\223\002\037*\035/v1/{name=models/*/aliases/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['CreateVersionSignature']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['CreateVersionSignature']._serialized_options = b'\202\323\344\223\002@\"+/v1/{parent=models/*/versions/*}/signatures:\021version_signature'
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetVersionSignature']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetVersionSignature']._serialized_options = b'\202\323\344\223\002-\022+/v1/{name=models/*/versions/*/signatures/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListVersionSignatures']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListVersionSignatures']._serialized_options = b'\202\323\344\223\002-\022+/v1/{parent=models/*/versions/*}/signatures'
   _globals['_REGISTRYSERVICE'].methods_by_name['CreateDataset']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['CreateDataset']._serialized_options = b'\202\323\344\223\002\027\"\014/v1/datasets:\007dataset'
   _globals['_REGISTRYSERVICE'].methods_by_name['GetDataset']._loaded_options = None
@@ -171,56 +194,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYSERVICE'].methods_by_name['ListDatasetVersions']._serialized_options = b'\202\323\344\223\002\"\022 /v1/{parent=datasets/*}/versions'
   _globals['_REGISTRYSERVICE'].methods_by_name['GetBlob']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['GetBlob']._serialized_options = b'\202\323\344\223\002\024\022\022/v1/{name=blobs/*}'
-  _globals['_CREATEMODELREQUEST']._serialized_start=306
-  _globals['_CREATEMODELREQUEST']._serialized_end=439
-  _globals['_GETMODELREQUEST']._serialized_start=441
-  _globals['_GETMODELREQUEST']._serialized_end=485
-  _globals['_LISTMODELSREQUEST']._serialized_start=487
-  _globals['_LISTMODELSREQUEST']._serialized_end=567
-  _globals['_LISTMODELSRESPONSE']._serialized_start=569
-  _globals['_LISTMODELSRESPONSE']._serialized_end=667
-  _globals['_CREATEVERSIONREQUEST']._serialized_start=670
-  _globals['_CREATEVERSIONREQUEST']._serialized_end=810
-  _globals['_GETVERSIONREQUEST']._serialized_start=812
-  _globals['_GETVERSIONREQUEST']._serialized_end=858
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=860
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=971
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=973
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1077
-  _globals['_SETALIASREQUEST']._serialized_start=1079
-  _globals['_SETALIASREQUEST']._serialized_end=1153
-  _globals['_LISTALIASESREQUEST']._serialized_start=1155
-  _globals['_LISTALIASESREQUEST']._serialized_end=1264
-  _globals['_LISTALIASESRESPONSE']._serialized_start=1266
-  _globals['_LISTALIASESRESPONSE']._serialized_end=1366
-  _globals['_DELETEALIASREQUEST']._serialized_start=1368
-  _globals['_DELETEALIASREQUEST']._serialized_end=1415
-  _globals['_CREATEDATASETREQUEST']._serialized_start=1418
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1559
-  _globals['_GETDATASETREQUEST']._serialized_start=1561
-  _globals['_GETDATASETREQUEST']._serialized_end=1607
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1609
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1691
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1693
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1797
-  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_start=1800
-  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_end=1962
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1964
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2017
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2019
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2137
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2139
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2265
-  _globals['_GETBLOBREQUEST']._serialized_start=2267
-  _globals['_GETBLOBREQUEST']._serialized_end=2310
-  _globals['_UPLOADBLOBREQUEST']._serialized_start=2312
-  _globals['_UPLOADBLOBREQUEST']._serialized_end=2436
-  _globals['_UPLOADHEADER']._serialized_start=2438
-  _globals['_UPLOADHEADER']._serialized_end=2561
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=2563
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=2640
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=2642
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=2685
-  _globals['_REGISTRYSERVICE']._serialized_start=2688
-  _globals['_REGISTRYSERVICE']._serialized_end=4890
+  _globals['_CREATEMODELREQUEST']._serialized_start=348
+  _globals['_CREATEMODELREQUEST']._serialized_end=481
+  _globals['_GETMODELREQUEST']._serialized_start=483
+  _globals['_GETMODELREQUEST']._serialized_end=527
+  _globals['_LISTMODELSREQUEST']._serialized_start=529
+  _globals['_LISTMODELSREQUEST']._serialized_end=609
+  _globals['_LISTMODELSRESPONSE']._serialized_start=611
+  _globals['_LISTMODELSRESPONSE']._serialized_end=709
+  _globals['_CREATEVERSIONREQUEST']._serialized_start=712
+  _globals['_CREATEVERSIONREQUEST']._serialized_end=852
+  _globals['_GETVERSIONREQUEST']._serialized_start=854
+  _globals['_GETVERSIONREQUEST']._serialized_end=900
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=902
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1013
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1015
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1119
+  _globals['_SETALIASREQUEST']._serialized_start=1121
+  _globals['_SETALIASREQUEST']._serialized_end=1195
+  _globals['_LISTALIASESREQUEST']._serialized_start=1197
+  _globals['_LISTALIASESREQUEST']._serialized_end=1306
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1308
+  _globals['_LISTALIASESRESPONSE']._serialized_end=1408
+  _globals['_DELETEALIASREQUEST']._serialized_start=1410
+  _globals['_DELETEALIASREQUEST']._serialized_end=1457
+  _globals['_CREATEVERSIONSIGNATUREREQUEST']._serialized_start=1460
+  _globals['_CREATEVERSIONSIGNATUREREQUEST']._serialized_end=1595
+  _globals['_GETVERSIONSIGNATUREREQUEST']._serialized_start=1597
+  _globals['_GETVERSIONSIGNATUREREQUEST']._serialized_end=1652
+  _globals['_LISTVERSIONSIGNATURESREQUEST']._serialized_start=1654
+  _globals['_LISTVERSIONSIGNATURESREQUEST']._serialized_end=1773
+  _globals['_LISTVERSIONSIGNATURESRESPONSE']._serialized_start=1776
+  _globals['_LISTVERSIONSIGNATURESRESPONSE']._serialized_end=1908
+  _globals['_CREATEDATASETREQUEST']._serialized_start=1911
+  _globals['_CREATEDATASETREQUEST']._serialized_end=2052
+  _globals['_GETDATASETREQUEST']._serialized_start=2054
+  _globals['_GETDATASETREQUEST']._serialized_end=2100
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2102
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2184
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2186
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2290
+  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_start=2293
+  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_end=2455
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=2457
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2510
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2512
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2630
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2632
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2758
+  _globals['_GETBLOBREQUEST']._serialized_start=2760
+  _globals['_GETBLOBREQUEST']._serialized_end=2803
+  _globals['_UPLOADBLOBREQUEST']._serialized_start=2805
+  _globals['_UPLOADBLOBREQUEST']._serialized_end=2929
+  _globals['_UPLOADHEADER']._serialized_start=2931
+  _globals['_UPLOADHEADER']._serialized_end=3054
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=3056
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=3133
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=3135
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=3178
+  _globals['_REGISTRYSERVICE']._serialized_start=3181
+  _globals['_REGISTRYSERVICE']._serialized_end=5902
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from maas.registry.v1 import dataset_pb2 as _dataset_pb2
 from maas.registry.v1 import model_pb2 as _model_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
+from maas.registry.v1 import version_signature_pb2 as _version_signature_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -344,6 +345,114 @@ class DeleteAliasRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class CreateVersionSignatureRequest(_message.Message):
+    """Asks for a signature to be attached to a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    VERSION_SIGNATURE_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Required. The version: `models/{model}/versions/{version}`."""
+    @_builtins.property
+    def version_signature(self) -> _version_signature_pb2.VersionSignature:
+        """Required. The public key and the bundle."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        version_signature: _version_signature_pb2.VersionSignature | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version_signature", b"version_signature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "version_signature", b"version_signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateVersionSignatureRequest: _TypeAlias = CreateVersionSignatureRequest  # noqa: Y015
+
+@_typing.final
+class GetVersionSignatureRequest(_message.Message):
+    """Asks for one signature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `models/{model}/versions/{version}/signatures/{fingerprint}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVersionSignatureRequest: _TypeAlias = GetVersionSignatureRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionSignaturesRequest(_message.Message):
+    """Asks for the signatures of a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Required. The version: `models/{model}/versions/{version}`."""
+    page_size: _builtins.int
+    """Optional. At most this many, 0 to 100. Default (0): 100."""
+    page_token: _builtins.str
+    """Optional. Where the last page ended: its next_page_token. Default: the first page."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionSignaturesRequest: _TypeAlias = ListVersionSignaturesRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionSignaturesResponse(_message.Message):
+    """The signatures of a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_SIGNATURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Output only. Asks for the next page; empty on the last."""
+    @_builtins.property
+    def version_signatures(self) -> _containers.RepeatedCompositeFieldContainer[_version_signature_pb2.VersionSignature]:
+        """Output only. The signatures, without bundles."""
+
+    def __init__(
+        self,
+        *,
+        version_signatures: _abc.Iterable[_version_signature_pb2.VersionSignature] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "version_signatures", b"version_signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionSignaturesResponse: _TypeAlias = ListVersionSignaturesResponse  # noqa: Y015
 
 @_typing.final
 class CreateDatasetRequest(_message.Message):

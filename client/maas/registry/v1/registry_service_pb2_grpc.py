@@ -9,6 +9,7 @@ from maas.registry.v1 import dataset_pb2 as maas_dot_registry_dot_v1_dot_dataset
 from maas.registry.v1 import model_pb2 as maas_dot_registry_dot_v1_dot_model__pb2
 from maas.registry.v1 import registry_service_pb2 as maas_dot_registry_dot_v1_dot_registry__service__pb2
 from maas.registry.v1 import version_pb2 as maas_dot_registry_dot_v1_dot_version__pb2
+from maas.registry.v1 import version_signature_pb2 as maas_dot_registry_dot_v1_dot_version__signature__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -85,6 +86,21 @@ class RegistryServiceStub:
                 '/maas.registry.v1.RegistryService/DeleteAlias',
                 request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAliasRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.CreateVersionSignature = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/CreateVersionSignature',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.CreateVersionSignatureRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_version__signature__pb2.VersionSignature.FromString,
+                _registered_method=True)
+        self.GetVersionSignature = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/GetVersionSignature',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.GetVersionSignatureRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_version__signature__pb2.VersionSignature.FromString,
+                _registered_method=True)
+        self.ListVersionSignatures = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/ListVersionSignatures',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionSignaturesRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionSignaturesResponse.FromString,
                 _registered_method=True)
         self.CreateDataset = channel.unary_unary(
                 '/maas.registry.v1.RegistryService/CreateDataset',
@@ -213,6 +229,32 @@ class RegistryServiceServicer:
         """Removes an alias; the version stays.
 
         NOT_FOUND: there is no such alias.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateVersionSignature(self, request, context):
+        """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
+
+        NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
+        FAILED_PRECONDITION: the version has 16 signatures already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVersionSignature(self, request, context):
+        """NOT_FOUND: there is no such version, or it has no signature of that key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersionSignatures(self, request, context):
+        """Lists the signatures of a version, without their bundles, ordered by name.
+
+        NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,6 +391,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DeleteAlias,
                     request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAliasRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'CreateVersionSignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateVersionSignature,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.CreateVersionSignatureRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_version__signature__pb2.VersionSignature.SerializeToString,
+            ),
+            'GetVersionSignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVersionSignature,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.GetVersionSignatureRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_version__signature__pb2.VersionSignature.SerializeToString,
+            ),
+            'ListVersionSignatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersionSignatures,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionSignaturesRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionSignaturesResponse.SerializeToString,
             ),
             'CreateDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDataset,
@@ -641,6 +698,87 @@ class RegistryService:
             '/maas.registry.v1.RegistryService/DeleteAlias',
             maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAliasRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateVersionSignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/CreateVersionSignature',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.CreateVersionSignatureRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_version__signature__pb2.VersionSignature.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVersionSignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/GetVersionSignature',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.GetVersionSignatureRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_version__signature__pb2.VersionSignature.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersionSignatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/ListVersionSignatures',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionSignaturesRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionSignaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ from maas.registry.v1 import dataset_pb2 as _dataset_pb2
 from maas.registry.v1 import model_pb2 as _model_pb2
 from maas.registry.v1 import registry_service_pb2 as _registry_service_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
+from maas.registry.v1 import version_signature_pb2 as _version_signature_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -82,6 +83,19 @@ class RegistryServiceStub:
     """Removes an alias; the version stays.
 
     NOT_FOUND: there is no such alias.
+    """
+    CreateVersionSignature: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionSignatureRequest, _version_signature_pb2.VersionSignature]
+    """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
+
+    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
+    FAILED_PRECONDITION: the version has 16 signatures already.
+    """
+    GetVersionSignature: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionSignatureRequest, _version_signature_pb2.VersionSignature]
+    """NOT_FOUND: there is no such version, or it has no signature of that key."""
+    ListVersionSignatures: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionSignaturesRequest, _registry_service_pb2.ListVersionSignaturesResponse]
+    """Lists the signatures of a version, without their bundles, ordered by name.
+
+    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
     """
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateDatasetRequest, _dataset_pb2.Dataset]
     """Stores a dataset without versions.
@@ -178,6 +192,19 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Removes an alias; the version stays.
 
     NOT_FOUND: there is no such alias.
+    """
+    CreateVersionSignature: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionSignatureRequest, _version_signature_pb2.VersionSignature]  # type: ignore[assignment]
+    """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
+
+    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
+    FAILED_PRECONDITION: the version has 16 signatures already.
+    """
+    GetVersionSignature: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionSignatureRequest, _version_signature_pb2.VersionSignature]  # type: ignore[assignment]
+    """NOT_FOUND: there is no such version, or it has no signature of that key."""
+    ListVersionSignatures: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionSignaturesRequest, _registry_service_pb2.ListVersionSignaturesResponse]  # type: ignore[assignment]
+    """Lists the signatures of a version, without their bundles, ordered by name.
+
+    NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
     """
     CreateDataset: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
     """Stores a dataset without versions.
@@ -325,6 +352,37 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes an alias; the version stays.
 
         NOT_FOUND: there is no such alias.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateVersionSignature(
+        self,
+        request: _registry_service_pb2.CreateVersionSignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_version_signature_pb2.VersionSignature, _abc.Awaitable[_version_signature_pb2.VersionSignature]]:
+        """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
+
+        NOT_FOUND: there is no such version. INVALID_ARGUMENT: the key is none, or did not sign this version and its files.
+        FAILED_PRECONDITION: the version has 16 signatures already.
+        """
+
+    @_abc_1.abstractmethod
+    def GetVersionSignature(
+        self,
+        request: _registry_service_pb2.GetVersionSignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_version_signature_pb2.VersionSignature, _abc.Awaitable[_version_signature_pb2.VersionSignature]]:
+        """NOT_FOUND: there is no such version, or it has no signature of that key."""
+
+    @_abc_1.abstractmethod
+    def ListVersionSignatures(
+        self,
+        request: _registry_service_pb2.ListVersionSignaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListVersionSignaturesResponse, _abc.Awaitable[_registry_service_pb2.ListVersionSignaturesResponse]]:
+        """Lists the signatures of a version, without their bundles, ordered by name.
+
+        NOT_FOUND: there is no such version. INVALID_ARGUMENT: the page token is not from this query.
         """
 
     @_abc_1.abstractmethod
