@@ -58,8 +58,8 @@ async def put_part(store: BlobStore, content: bytes, offset: int = 0) -> None:
         await upload.write(content)
 
 
-async def read(store: BlobStore, name: BlobName, offset: int = 0) -> bytes:
-    async with aclosing(store.read(name, offset)) as chunks:
+async def read(store: BlobStore, name: BlobName, offset: int = 0, length: int | None = None) -> bytes:
+    async with aclosing(store.read(name, offset, length)) as chunks:
         return b"".join([chunk async for chunk in chunks])
 
 
@@ -72,7 +72,7 @@ async def test_committed_bytes_come_back_in_chunks_of_at_most_a_mebibyte(store: 
     await put(store, content)
     name = name_of(content)
     assert await store.find(name) == Blob(name, BlobState.COMMITTED, len(content))
-    async with aclosing(store.read(name, 0)) as chunks:
+    async with aclosing(store.read(name, 0, None)) as chunks:
         received = [chunk async for chunk in chunks]
     assert b"".join(received) == content
     assert all(0 < len(chunk) <= 2**20 for chunk in received)
@@ -82,6 +82,12 @@ async def test_a_read_begins_where_it_is_asked_to(store: BlobStore) -> None:
     await put(store, CONTENT)
     assert await read(store, NAME, 2**20 + 5) == CONTENT[2**20 + 5 :]
     assert await read(store, NAME, len(CONTENT)) == b""
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 1), (5, 2**20), (2**20 - 1, 2**21), (7, 2**40), (9, 0)])
+async def test_a_read_ends_after_the_bytes_that_were_asked_for(store: BlobStore, offset: int, length: int) -> None:
+    await put(store, CONTENT)
+    assert await read(store, NAME, offset, length) == CONTENT[offset : offset + length]
 
 
 async def test_what_arrived_stays_and_the_upload_goes_on_from_there(store: BlobStore) -> None:

@@ -120,8 +120,8 @@ class BlobStore(Protocol):
         """Go on with an upload at `offset`, dropping what is stored behind it. One at a time for each blob."""
         ...
 
-    def read(self, name: BlobName, offset: int) -> AsyncGenerator[bytes, None]:
-        """Yield a committed blob's bytes in chunks of at most 1 MiB.
+    def read(self, name: BlobName, offset: int, length: int | None) -> AsyncGenerator[bytes, None]:
+        """Yield at most `length` of a committed blob's bytes, or all to its end, in chunks of at most 1 MiB.
 
         Raises BlobCorrupt at the end of a full read whose bytes do not have the blob's hash, and sets them aside: the
         blob is DAMAGED from then on, until it is uploaded again.
@@ -173,8 +173,11 @@ class Blobs:
                 await upload.commit()
         return Blob(name, BlobState.COMMITTED, size_bytes)
 
-    async def download(self, name: BlobName, offset: int) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes from `offset` on. Raises BlobNotFound, DownloadOffsetPastEnd or BlobCorrupt."""
+    async def download(self, name: BlobName, offset: int, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `offset` on, at most `length`.
+
+        Raises BlobNotFound, DownloadOffsetPastEnd or BlobCorrupt.
+        """
         blob = await self._store.find(name)
         if blob is not None and blob.state is BlobState.DAMAGED:
             raise BlobCorrupt(f"the stored bytes of {name} are damaged: upload them again", name=str(name))
@@ -182,7 +185,7 @@ class Blobs:
             raise _not_committed(name)
         if offset > blob.stored_bytes:
             raise DownloadOffsetPastEnd(f"{name} has {blob.stored_bytes} bytes, none from {offset} on")
-        async with aclosing(self._store.read(name, offset)) as chunks:
+        async with aclosing(self._store.read(name, offset, length)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -26,8 +26,16 @@ class Disk:
         A thread cannot be stopped, so a caller who is cancelled waits for it: whoever comes next finds nobody at work
         on the same file.
         """
+        return await self.end(self.begin(work))
+
+    def begin(self, work: Callable[[], ResultT]) -> "asyncio.Future[ResultT]":
+        """Let a thread begin with `work`. Whoever begins it waits for its end."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def end(self, work: "asyncio.Future[ResultT]") -> ResultT:
+        """Return what work that was begun returns, as `run` does."""
         with translated_disk_errors(self.folder):
-            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._executor, work))
+            return await to_its_end(work)
 
     def __enter__(self) -> Self:
         return self

@@ -205,12 +205,13 @@ class MemoryBlobStore:
         del received[offset:]
         yield MemoryUpload(self, name, received)
 
-    async def read(self, name: BlobName, offset: int) -> AsyncGenerator[bytes, None]:
+    async def read(self, name: BlobName, offset: int, length: int | None) -> AsyncGenerator[bytes, None]:
         """Yield a committed blob's bytes."""
         content = self._committed[name]
-        for start in range(offset, len(content), _CHUNK_BYTES):
-            yield content[start : start + _CHUNK_BYTES]
-        if offset == 0 and hashlib.sha256(content).hexdigest() != name.sha256:
+        end = len(content) if length is None else min(len(content), offset + length)
+        for start in range(offset, end, _CHUNK_BYTES):
+            yield content[start : min(end, start + _CHUNK_BYTES)]
+        if offset == 0 and length is None and hashlib.sha256(content).hexdigest() != name.sha256:
             self._damaged[name] = self._committed.pop(name)
             raise BlobCorrupt(f"the stored bytes of {name} are damaged: upload them again", name=str(name))
 
