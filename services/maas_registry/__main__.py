@@ -32,7 +32,7 @@ async def main(settings: Settings) -> None:
 @asynccontextmanager
 async def open_registry(settings: Settings, metrics: CollectorRegistry) -> AsyncIterator[GrpcService]:
     """Give RegistryService over the stores of the settings; all is closed when the context ends."""
-    async with open_stores(settings.stores) as stores:
+    async with open_stores(settings.stores, metrics) as stores:
         blobs = Blobs(stores.blobs, settings.max_blob_bytes)
         models = Models(SqlModelStore(stores.database), blobs, _now)
         servicer = RegistryServicer(

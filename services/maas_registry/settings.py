@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from maas_registry.storage.blob_location import BlobLocation, FolderLocation, parse_blobs_url
 from maas_runtime.database.database import DatabaseLocation
 from maas_runtime.database.location import parse_database_url
 from maas_runtime.database.sqlite import SqliteFile
@@ -19,6 +20,10 @@ class StoreSettings:
     """What is kept on this machine."""
     database: DatabaseLocation
     """Where models, versions, aliases and datasets are recorded."""
+    blobs: BlobLocation
+    """Where committed blobs are."""
+    cache_bytes: int
+    """How much of a bucket is also kept on this machine's disk."""
     disk_threads: int
     """How many files are read or written at once."""
 
@@ -27,9 +32,12 @@ class StoreSettings:
         """Read the variables."""
         folder = environment.folder("MAAS_HOME") / "registry"
         file: DatabaseLocation = SqliteFile(folder / "registry.sqlite")
+        blobs: BlobLocation = FolderLocation(folder)
         return cls(
             folder=folder,
             database=environment.parsed("MAAS_REGISTRY_DATABASE_URL", parse_database_url, file),
+            blobs=environment.parsed("MAAS_REGISTRY_BLOBS_URL", parse_blobs_url, blobs),
+            cache_bytes=environment.integer("MAAS_REGISTRY_CACHE_BYTES", 10 * 2**30, low=0, high=2**50),
             disk_threads=environment.integer("MAAS_REGISTRY_DISK_THREADS", 4, low=1, high=64),
         )
 

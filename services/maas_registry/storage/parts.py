@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maas.names import BlobName
-from maas_registry.domain.blobs import BlobCorrupt
+from maas_registry.domain.blobs import Blob, BlobCorrupt, BlobState
 from maas_registry.storage.disk import Disk
 
 if TYPE_CHECKING:
@@ -39,6 +39,17 @@ class Parts:
     def prepare(self) -> None:
         """Make the folder. Blocks."""
         self._folder.mkdir(parents=True, exist_ok=True)
+
+    async def find(self, name: BlobName) -> Blob | None:
+        """Return what arrived of a blob; None when nothing did."""
+
+        def find() -> Blob | None:
+            try:
+                return Blob(name, BlobState.RECEIVING, self.path(name).stat().st_size)
+            except FileNotFoundError:
+                return None
+
+        return await self._disk.run(find)
 
     async def drop_abandoned(self) -> int:
         """Remove what nobody went on with for a week, and return how many there were."""

@@ -127,7 +127,7 @@ async def _copy_blobs(source: Stores, target: Stores, tell: Tell) -> None:
             await _check_there(source.blobs, name)
             done += offset
             async with target.blobs.upload(name, offset) as upload:
-                async with aclosing(source.blobs.read(name, offset)) as chunks:
+                async with aclosing(source.blobs.read(name, offset, None)) as chunks:
                     async for chunk in chunks:
                         await upload.write(chunk)
                         done += len(chunk)

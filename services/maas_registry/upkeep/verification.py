@@ -140,7 +140,7 @@ async def _wrong_blobs(needed: list[Reference], blobs: BlobStore, tell: Tell, *,
             )
         elif hashing:
             try:
-                async for chunk in blobs.read(reference.blob, 0):
+                async for chunk in blobs.read(reference.blob, 0, None):
                     done += len(chunk)
                     tell("blobs", done, total)
             except BlobCorrupt as failure:
