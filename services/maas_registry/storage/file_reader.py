@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maas_registry.storage.disk import Disk
+from maas_runtime.completion import to_its_end
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -44,6 +45,10 @@ async def read_file(
             ahead = begin()
             yield chunk
     finally:
-        if ahead is not None and not ahead.done():
-            await asyncio.wait([ahead])
-        await disk.run(file.close)
+        await to_its_end(_close(disk, file, ahead))
+
+
+async def _close(disk: Disk, file: FileIO, ahead: "asyncio.Future[bytes] | None") -> None:
+    if ahead is not None:
+        await asyncio.wait([ahead])
+    await disk.run(file.close)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from maas.names import BlobName
 from maas_registry.domain.blobs import Blob, BlobCorrupt, BlobState
 from maas_registry.storage.disk import Disk
+from maas_runtime.completion import to_its_end
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -74,7 +75,7 @@ class Parts:
             await self._disk.run(lambda: file.open(offset, remembered))
             yield part
         finally:
-            await part.close()
+            await to_its_end(part.close())
             if file.worth_going_on:
                 self._remember(name, file)
 

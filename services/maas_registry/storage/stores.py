@@ -31,7 +31,7 @@ class Stores:
 async def open_stores(settings: StoreSettings, metrics: CollectorRegistry | None = None) -> AsyncIterator[Stores]:
     """Open what the settings name; all is closed when the context ends.
 
-    With `metrics` as the registry's own process, which alone uses the cache of a bucket and the unfinished uploads to it.
+    With `metrics` as the registry's own process, which alone uses a bucket's cache and the unfinished uploads to it.
     """
     with translated_disk_errors(settings.folder):
         settings.folder.mkdir(parents=True, exist_ok=True)
