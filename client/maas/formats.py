@@ -10,3 +10,11 @@ class SourceKind(StrEnum):
     HUGGING_FACE = "hugging-face"
     SAVED_MODEL = "saved-model"
     PACKAGE = "package"
+
+
+class TargetFormat(StrEnum):
+    """What `maas models export` writes."""
+
+    PACKAGE = "package"
+    ONNX = "onnx"
+    TRITON = "triton"

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from maas.formats import SourceKind
+from maas.formats import SourceKind, TargetFormat
 from maas_formats.kinds import detect
+from maas_formats.onnx_export import export_onnx
 from maas_formats.onnx_files import DEFAULT_MAX_TOKENS, TextOptions, import_onnx
 from maas_formats.saved_model import import_saved_model
+from maas_formats.triton import export_triton
 from maas_package.package import Package, read_package
 from maas_runtime.failures import Failure, InvalidInput
 
@@ -28,7 +30,7 @@ def main() -> None:
     """Import or export once."""
     options = _parser().parse_args()
     try:
-        result = _import(options)
+        result = options.run(options)
     except Failure as failure:
         result = {"failure": failure.message, "reason": failure.reason}
     print(json.dumps(result))
@@ -64,6 +66,19 @@ def _import(options: argparse.Namespace) -> dict[str, Any]:
     return {"kind": kind, **_describe(package, notes)}
 
 
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    package = read_package(options.source)
+    notes: list[str] = []
+    match options.format:
+        case TargetFormat.ONNX:
+            written = export_onnx(package, options.out, notes.append)
+        case _:
+            written = export_triton(
+                package, options.out, model=options.model, version=options.version, log=notes.append
+            )
+    return {"format": options.format, "files": written, "notes": notes}
+
+
 def _describe(package: Package, notes: list[str]) -> dict[str, Any]:
     manifest = package.manifest
     return {
@@ -87,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--text-feeds", default="", help="input that takes the word ids")
     command.add_argument("--max-tokens", type=int, help="how many word ids of a text are kept")
     command.add_argument("--labels", default="", help="names of the classes, with commas: the model is a classifier")
+    command.set_defaults(run=_import)
+    command = commands.add_parser("export", help="write a package as something else")
+    command.add_argument("source", type=Path, help="package folder")
+    command.add_argument("--format", choices=[TargetFormat.ONNX, TargetFormat.TRITON], required=True)
+    command.add_argument("--out", type=Path, required=True, help="new or empty folder")
+    command.add_argument("--model", required=True, help="what it is called there")
+    command.add_argument("--version", type=int, required=True)
+    command.set_defaults(run=_export)
     return parser
 
 

@@ -18,7 +18,7 @@ from maas.cli.output import (
     write_json,
     write_table,
 )
-from maas.formats import SourceKind
+from maas.formats import SourceKind, TargetFormat
 from maas.names import AliasName, ModelName, VersionName
 from maas.references import parse_reference
 
@@ -37,6 +37,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("show")(show)
     group.command("push")(push)
     group.command("import")(import_model)
+    group.command("export")(export_model)
     group.command("pull")(pull)
     group.command("alias")(alias)
     group.command("sign")(signing_commands.sign)
@@ -148,6 +149,44 @@ def import_model(
         say(note)
     say(f"takes {', '.join(made['inputs'])}; gives {', '.join(made['outputs'])}")
     say(f"stored {short_version(version.name)}")
+
+
+def export_model(
+    reference: Reference,
+    folder: Annotated[Path, typer.Argument(help="New folder for what is written.")],
+    target: Annotated[TargetFormat, typer.Option("--format", help="What is written.")] = TargetFormat.PACKAGE,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Write a version as what others read: a package folder, an ONNX file, a Triton model repository."""
+    from tempfile import TemporaryDirectory
+
+    from maas.cli.formats import run_formats
+    from maas.cli.progress import transfer
+
+    if target is TargetFormat.PACKAGE:
+        pull(reference, folder, endpoint, as_json)
+        return
+    with TemporaryDirectory(prefix="maas-export-") as scratch:
+        package = Path(scratch, "package")
+        with connected(endpoint) as client:
+            version = client.version(reference)
+            name = VersionName.parse(version.name)
+            with transfer("fetching", version.size_bytes) as moved:
+                client.pull_package(version.name, package, progress=moved)
+        options = (
+            f"--format={target}",
+            f"--out={folder}",
+            f"--model={name.model.model_id}",
+            f"--version={name.number}",
+        )
+        made = run_formats("exporting", "export", package, *options)
+    if as_json:
+        write_json({"version": version.name, "folder": str(folder), **made})
+        return
+    for note in made["notes"]:
+        say(note)
+    say(f"wrote {short_version(version.name)} to {folder}: {', '.join(made['files'])}")
 
 
 def pull(
