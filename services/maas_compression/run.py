@@ -19,7 +19,7 @@ from maas_engine.predictor import Predictor, open_predictor
 from maas_engine.publish import publish_servables
 from maas_engine.quality import agreement, evaluate
 from maas_jobs.job import JsonObject
-from maas_jobs.labelled_rows import LabelledRows, check_labels, read_labelled_rows
+from maas_jobs.labelled_rows import LabelledSplit, check_labels, open_labelled_split
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import split_path
 from maas_package.manifest import Measurement
@@ -32,16 +32,16 @@ _MEASURE, _JUDGE = 0.4, 0.8
 def compress(request: StepRequest, report: Reporter) -> JsonObject:
     """Apply the recipe, measure source and result in turn, judge both on the same rows."""
     spec = CompressionSpec.from_json(request.spec)
-    rows = read_labelled_rows(split_path(request.folder, JUDGING_SPLIT))
+    rows = open_labelled_split(split_path(request.folder, JUDGING_SPLIT))
     source = read_package(request.folder / SOURCE_FOLDER)
     if source.manifest.labels:
-        check_labels(rows, JUDGING_SPLIT, len(source.manifest.labels))
+        check_labels(rows, len(source.manifest.labels))
     result = _apply_recipe(spec, source, request.folder, report)
     # So that whoever serves the result knows how fast it is, on which engine.
-    result = publish_servables(result, rows.texts, report.log)
+    result = publish_servables(result, rows.first_texts(), report.log)
     with _contender(source) as before, _contender(result) as after:
         report.progress(_MEASURE, "measure")
-        comparison = compare(before, after, rows.texts)
+        comparison = compare(before, after, rows.first_texts())
         report.progress(_JUDGE, "judge")
         findings = Findings(
             before=_measurement(before, comparison.before),
@@ -50,7 +50,7 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
             throughput_gain=comparison.throughput_gain,
             quality_before=_evaluation(before.predictor, rows, spec.dataset_version),
             quality_after=_evaluation(after.predictor, rows, spec.dataset_version),
-            agreement=agreement(before.predictor, after.predictor, rows.texts),
+            agreement=agreement(before.predictor, after.predictor, (part.texts for part in rows.parts())),
         )
     message = judge_findings(findings)
     report.log(message.verdict)
@@ -93,9 +93,9 @@ def _contender(package: Package) -> Iterator[Contender]:
 
 
 def _evaluation(
-    predictor: Predictor, rows: LabelledRows, dataset_version: DatasetVersionName
+    predictor: Predictor, rows: LabelledSplit, dataset_version: DatasetVersionName
 ) -> version_pb2.Evaluation:
-    quality = evaluate(predictor, rows.texts, rows.labels)
+    quality = evaluate(predictor, ((part.texts, part.labels) for part in rows.parts()))
     return version_pb2.Evaluation(
         metric=quality.metric,
         value=quality.value,

@@ -1,7 +1,7 @@
 """How good the answers are: accuracy with its interval, and the agreement of two models."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,20 +32,29 @@ class Evaluation:
     rows: int
 
 
-def evaluate(predictor: Predictor, texts: Sequence[str], labels: Sequence[int]) -> Evaluation:
-    """Return the share of texts that get their label. Raises EvaluationInvalid."""
-    if not texts or len(texts) != len(labels):
-        raise EvaluationInvalid(f"{len(texts)} texts and {len(labels)} labels; send at least one, and as many of each")
-    right = int((predict_all(predictor, texts) == np.asarray(labels)).sum())
-    low, high = wilson_interval(right, len(texts))
-    return Evaluation("accuracy", right / len(texts), low, high, len(texts))
+def evaluate(predictor: Predictor, parts: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Evaluation:
+    """Return the share of texts that get their label, of all parts together. Raises EvaluationInvalid."""
+    right, rows = 0, 0
+    for texts, labels in parts:
+        if len(texts) != len(labels):
+            raise EvaluationInvalid(f"{len(texts)} texts and {len(labels)} labels; send as many of each")
+        right += int((predict_all(predictor, texts) == np.asarray(labels)).sum())
+        rows += len(texts)
+    if not rows:
+        raise EvaluationInvalid("there are no texts to evaluate on")
+    low, high = wilson_interval(right, rows)
+    return Evaluation("accuracy", right / rows, low, high, rows)
 
 
-def agreement(first: Predictor, second: Predictor, texts: Sequence[str]) -> float:
-    """Return the share of texts that both put into the same class. Raises EvaluationInvalid."""
-    if not texts:
+def agreement(first: Predictor, second: Predictor, parts: Iterable[Sequence[str]]) -> float:
+    """Return the share of texts that both put into the same class, of all parts together. Raises EvaluationInvalid."""
+    same, rows = 0, 0
+    for texts in parts:
+        same += int((predict_all(first, texts) == predict_all(second, texts)).sum())
+        rows += len(texts)
+    if not rows:
         raise EvaluationInvalid("there are no texts to compare answers on")
-    return float((predict_all(first, texts) == predict_all(second, texts)).mean())
+    return same / rows
 
 
 def predict_all(predictor: Predictor, texts: Sequence[str]) -> NDArray[np.int64]:

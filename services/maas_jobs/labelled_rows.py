@@ -1,15 +1,26 @@
-"""Reads the Parquet files of a dataset: texts and their labels."""
+"""Reads the Parquet files of a dataset: texts and their labels, a part at a time.
+
+A split may be larger than memory: what is held is one part, PART_ROWS rows or PART_BYTES of text.
+"""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from maas_jobs.dataset import LABEL_COLUMN, TEXT_COLUMN, check_columns
 from maas_runtime.failures import InvalidInput
+
+PART_ROWS = 8192
+PART_BYTES = 32 * 2**20
+
+_READ_ROWS = 1024
+_READ_BUFFER_BYTES = 2**20
 
 
 class DatasetUnreadable(InvalidInput):
@@ -38,47 +49,76 @@ class LabelsInvalid(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """One split: as many texts as labels, which count from 0."""
+    """Some rows: as many texts as labels, which count from 0."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
-    metadata: Mapping[bytes, bytes] = field(default_factory=dict)
-    """The file's own, with the names of the labels if it has them."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def read_labelled_rows(path: Path) -> LabelledRows:
-    """Read one split. Raises DatasetUnreadable, DatasetColumnMissing, DatasetEmpty, TextsInvalid or LabelsInvalid."""
+@dataclass(frozen=True, slots=True)
+class LabelledSplit:
+    """One split, every row of which was looked at once; its rows are read whenever they are asked for."""
+
+    path: Path
+    row_count: int
+    label_counts: Mapping[int, int]
+    metadata: Mapping[bytes, bytes]
+    """The file's own, with the names of the labels if it has them."""
+
+    def __len__(self) -> int:
+        return self.row_count
+
+    def parts(self) -> Iterator[LabelledRows]:
+        """Yield all rows, in the file's order."""
+        with _opened(self.path) as file:
+            for texts, labels in _parts(file):
+                yield LabelledRows(tuple(texts.to_pylist()), tuple(labels.to_pylist()))
+
+    def texts(self) -> Iterator[str]:
+        """Yield all texts, in the file's order."""
+        for part in self.parts():
+            yield from part.texts
+
+    def first_texts(self) -> tuple[str, ...]:
+        """Return the texts of the first part, to measure with."""
+        return next(self.parts()).texts
+
+
+def open_labelled_split(path: Path) -> LabelledSplit:
+    """Look at every row of a split.
+
+    Raises DatasetUnreadable, DatasetColumnMissing, DatasetEmpty, TextsInvalid or LabelsInvalid.
+    """
     name = path.stem
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            check_columns(f"the split {name}", file.schema_arrow.names)
-            table = file.read(columns=[TEXT_COLUMN, LABEL_COLUMN])
-    except pyarrow.ArrowException as error:
-        raise DatasetUnreadable(f"the split {name} is not a Parquet file that can be read: {error}") from error
-    text, label = table.column(TEXT_COLUMN), table.column(LABEL_COLUMN)
-    if not pyarrow.types.is_string(text.type) and not pyarrow.types.is_large_string(text.type):
-        raise TextsInvalid(f"the column text of the split {name} is {text.type} instead of string")
-    if not pyarrow.types.is_integer(label.type):
-        raise LabelsInvalid(f"the column label of the split {name} is {label.type} instead of whole numbers")
-    if table.num_rows == 0:
+    rows, counts = 0, Counter[int]()
+    with _opened(path) as file:
+        check_columns(f"the split {name}", file.schema_arrow.names)
+        schema = file.schema_arrow
+        text, label = schema.field(TEXT_COLUMN).type, schema.field(LABEL_COLUMN).type
+        if not pyarrow.types.is_string(text) and not pyarrow.types.is_large_string(text):
+            raise TextsInvalid(f"the column text of the split {name} is {text} instead of string")
+        if not pyarrow.types.is_integer(label):
+            raise LabelsInvalid(f"the column label of the split {name} is {label} instead of whole numbers")
+        for texts, labels in _parts(file):
+            _check_texts(texts, name, rows)
+            _check_labels(labels, name, rows)
+            counted = labels.value_counts()
+            counts.update(
+                dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+            )
+            rows += len(texts)
+    if not rows:
         raise DatasetEmpty(f"the split {name} has no rows")
-    texts, labels = text.to_pylist(), label.to_pylist()
-    for row, (value, number) in enumerate(zip(texts, labels, strict=True)):
-        if value is None or not value.strip():
-            raise TextsInvalid(f"row {row} of the split {name} has no text")
-        if number is None or number < 0:
-            raise LabelsInvalid(f"row {row} of the split {name} has the label {number}; labels count from 0")
-    return LabelledRows(tuple(texts), tuple(labels), table.schema.metadata or {})
+    return LabelledSplit(path, rows, counts, schema.metadata or {})
 
 
-def count_classes(train: LabelledRows) -> int:
+def count_classes(train: LabelledSplit) -> int:
     """Return how many classes there are. Raises LabelsInvalid when one has no example, or there is only one."""
-    counts = Counter(train.labels)
-    classes = max(counts) + 1
-    unused = next((label for label in range(classes) if label not in counts), None)
+    classes = max(train.label_counts) + 1
+    unused = next((label for label in range(classes) if label not in train.label_counts), None)
     if unused is not None:
         raise LabelsInvalid(f"labels go up to {classes - 1}, but no row of the split train has the label {unused}")
     if classes < 2:
@@ -86,8 +126,56 @@ def count_classes(train: LabelledRows) -> int:
     return classes
 
 
-def check_labels(rows: LabelledRows, split: str, classes: int) -> None:
+def check_labels(split: LabelledSplit, classes: int) -> None:
     """Raise LabelsInvalid when a label is none of the classes 0 to `classes` - 1."""
-    largest = max(rows.labels)
+    largest = max(split.label_counts)
     if largest >= classes:
-        raise LabelsInvalid(f"the split {split} has the label {largest}, but the model knows 0 to {classes - 1}")
+        raise LabelsInvalid(
+            f"the split {split.path.stem} has the label {largest}, but the model knows 0 to {classes - 1}"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Give the file, whose pages are read as they are needed. Raises DatasetUnreadable, also when a page is damaged."""
+    try:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DatasetUnreadable(f"the split {path.stem} is not a Parquet file that can be read: {error}") from error
+
+
+def _parts(file: pyarrow.parquet.ParquetFile) -> Iterator[tuple[pyarrow.Array, pyarrow.Array]]:
+    """Yield texts and labels of at most PART_ROWS rows, fewer where they have more than PART_BYTES."""
+    waiting: list[pyarrow.RecordBatch] = []
+    for batch in file.iter_batches(_READ_ROWS, columns=[TEXT_COLUMN, LABEL_COLUMN]):
+        waiting.append(batch)
+        rows, size_bytes = sum(map(len, waiting)), sum(one.nbytes for one in waiting)
+        if rows + _READ_ROWS > PART_ROWS or size_bytes >= PART_BYTES:
+            yield _columns(waiting)
+            waiting = []
+    if waiting:
+        yield _columns(waiting)
+
+
+def _columns(batches: list[pyarrow.RecordBatch]) -> tuple[pyarrow.Array, pyarrow.Array]:
+    texts, labels = (
+        pyarrow.concat_arrays([batch.column(name) for batch in batches]) for name in (TEXT_COLUMN, LABEL_COLUMN)
+    )
+    return texts, labels
+
+
+def _check_texts(texts: pyarrow.Array, name: str, before: int) -> None:
+    empty = pyarrow.compute.equal(pyarrow.compute.utf8_trim_whitespace(texts), "")
+    row = pyarrow.compute.index(empty.fill_null(True), True).as_py()
+    if row >= 0:
+        raise TextsInvalid(f"row {before + row} of the split {name} has no text")
+
+
+def _check_labels(labels: pyarrow.Array, name: str, before: int) -> None:
+    wrong = pyarrow.compute.less(labels, 0)
+    row = pyarrow.compute.index(wrong.fill_null(True), True).as_py()
+    if row >= 0:
+        raise LabelsInvalid(
+            f"row {before + row} of the split {name} has the label {labels[row].as_py()}; labels count from 0"
+        )

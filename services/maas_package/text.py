@@ -21,6 +21,9 @@ UNKNOWN_TOKEN = "[UNK]"
 # 0.782 so, and 0.773 with only "!" and "?" kept (means of two seeds).
 _WORDS = r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+|[^\w\s]"
 
+MAX_COUNTED_WORDS = 500_000
+"""Different words that are counted at once when a vocabulary is made: about 100 MB."""
+
 # A text is cut to this many characters for each token that is kept, before it is looked at: words of natural language
 # are far shorter, and a megabyte of anything costs no more than a page.
 _CHARACTERS_PER_TOKEN = 64
@@ -125,7 +128,8 @@ def decode_texts(values: Iterable[bytes | str]) -> list[str]:
 def build_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_tokens: int = 256) -> TextTokenizer:
     """Return a tokenizer of the most frequent lower-cased words; id 0 is padding, id 1 every other word.
 
-    Equal counts are ordered by the word itself, so that the same texts always give the same ids.
+    Equal counts are ordered by the word itself, so that the same texts always give the same ids. When texts have more
+    than MAX_COUNTED_WORDS different words, the rarer half of those seen so far is forgotten, again and again.
     """
     tokenizer = Tokenizer(models.WordLevel({PADDING_TOKEN: 0, UNKNOWN_TOKEN: 1}, unk_token=UNKNOWN_TOKEN))
     tokenizer.normalizer = normalizers.Sequence(
@@ -136,6 +140,8 @@ def build_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_tokens:
     for text in texts:
         normalized = tokenizer.normalizer.normalize_str(text)
         counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
+        if len(counts) > MAX_COUNTED_WORDS:
+            counts = Counter(dict(counts.most_common(MAX_COUNTED_WORDS // 2)))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     words = [PADDING_TOKEN, UNKNOWN_TOKEN, *ranked[: vocabulary_size - 2]]
     tokenizer.model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN_TOKEN)

@@ -2,9 +2,8 @@
 
 import os
 import shutil
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import torch
 from google.protobuf.json_format import MessageToDict
 
@@ -14,7 +13,7 @@ from maas_engine.predictor import open_predictor
 from maas_engine.publish import publish_servables
 from maas_engine.quality import evaluate
 from maas_jobs.job import JsonObject
-from maas_jobs.labelled_rows import LabelledRows, check_labels, count_classes, read_labelled_rows
+from maas_jobs.labelled_rows import LabelledSplit, check_labels, count_classes, open_labelled_split
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import split_path
 from maas_package.architectures import load_architecture
@@ -22,11 +21,12 @@ from maas_package.package import Package
 from maas_package.text import TextTokenizer, build_word_tokenizer
 from maas_package.trainable import package_trained_model
 from maas_training.checkpoint import Checkpoints
+from maas_training.encoded_rows import EncodedRows, store_rows
 from maas_training.spec import PACKAGE_FOLDER, SPLITS, TrainingSpec
-from maas_training.train import EncodedRows, EpochMoment, train
+from maas_training.train import EpochMoment, train
 
 # Where the parts of this step begin, as shares of it.
-_TRAIN, _EXPORT, _EVALUATE = 0.02, 0.93, 0.97
+_WORDS, _ENCODE, _TRAIN, _EXPORT, _EVALUATE = 0.005, 0.01, 0.02, 0.93, 0.97
 
 
 def train_and_package(request: StepRequest, report: Reporter) -> JsonObject:
@@ -35,14 +35,14 @@ def train_and_package(request: StepRequest, report: Reporter) -> JsonObject:
     # A process that may use two cores of a big machine must not start a thread for each core.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     report.progress(0.0, "read")
-    splits = {name: read_labelled_rows(split_path(request.folder, name)) for name in SPLITS}
+    splits = {name: open_labelled_split(split_path(request.folder, name)) for name in SPLITS}
     classes = count_classes(splits["train"])
     for name in ("validation", "test"):
-        check_labels(splits[name], name, classes)
+        check_labels(splits[name], classes)
     package = _train(spec, splits, classes, request, report)
     report.progress(_EVALUATE, "evaluate")
     predictor = open_predictor(package, threads=torch.get_num_threads())
-    quality = evaluate(predictor, splits["test"].texts, splits["test"].labels)
+    quality = evaluate(predictor, ((part.texts, part.labels) for part in splits["test"].parts()))
     predictor.close()
     report.log(
         f"{quality.metric} on test: {quality.value:.4f}, between {quality.low:.4f} and {quality.high:.4f} (95 %)"
@@ -61,11 +61,12 @@ def train_and_package(request: StepRequest, report: Reporter) -> JsonObject:
 
 
 def _train(
-    spec: TrainingSpec, splits: dict[str, LabelledRows], classes: int, request: StepRequest, report: Reporter
+    spec: TrainingSpec, splits: dict[str, LabelledSplit], classes: int, request: StepRequest, report: Reporter
 ) -> Package:
     architecture = load_architecture(spec.architecture)
     defaults = architecture.default_config
-    tokenizer = build_word_tokenizer(splits["train"].texts, defaults["vocabulary_size"])
+    report.progress(_WORDS, "words")
+    tokenizer = build_word_tokenizer(splits["train"].texts(), defaults["vocabulary_size"])
     config = architecture.parse_config(
         {
             "vocabulary_size": tokenizer.vocabulary_size,
@@ -79,17 +80,20 @@ def _train(
         f"{spec.architecture}: {sum(parameter.numel() for parameter in module.parameters()):,} weights, "
         f"{tokenizer.vocabulary_size:,} words, {classes} classes, {torch.get_num_threads()} threads"
     )
-    encoded = {name: _encode(tokenizer, splits[name]) for name in ("train", "validation")}
-    watcher = _Narrator(spec.hyperparameters.epochs, report)
-    state = train(
-        module,
-        encoded["train"],
-        encoded["validation"],
-        spec.hyperparameters,
-        tokenizer.padding_id,
-        Checkpoints(request.folder / "checkpoints"),
-        watcher,
-    )
+    report.progress(_ENCODE, "encode")
+    with (
+        _encode(tokenizer, splits["train"], request.folder / "encoded") as train_rows,
+        _encode(tokenizer, splits["validation"], request.folder / "encoded") as validation_rows,
+    ):
+        state = train(
+            module,
+            train_rows,
+            validation_rows,
+            spec.hyperparameters,
+            tokenizer.padding_id,
+            Checkpoints(request.folder / "checkpoints"),
+            _Narrator(spec.hyperparameters.epochs, report),
+        )
     report.log(f"best epoch: {state.best_epoch}, validation accuracy {state.best_accuracy:.4f}")
     report.progress(_EXPORT, "export")
     folder = request.folder / PACKAGE_FOLDER
@@ -102,7 +106,7 @@ def _train(
         tokenizer=tokenizer,
         labels=label_names(splits["train"].metadata, classes),
     )
-    return publish_servables(package, splits["validation"].texts, report.log)
+    return publish_servables(package, splits["validation"].first_texts(), report.log)
 
 
 class _Narrator:
@@ -124,9 +128,15 @@ class _Narrator:
         self._report.progress(_TRAIN + (_EXPORT - _TRAIN) * done, "train", metrics)
 
 
-def _encode(tokenizer: TextTokenizer, rows: LabelledRows) -> EncodedRows:
-    tokens: list[Any] = [tokenizer.encode([text])[0] for text in rows.texts]
-    return EncodedRows(tokens, np.array(rows.labels, np.int64))
+def _encode(tokenizer: TextTokenizer, split: LabelledSplit, folder: Path) -> EncodedRows:
+    return store_rows(
+        folder / f"{split.path.stem}.ids",
+        (
+            (tokenizer.encode([text])[0], label)
+            for part in split.parts()
+            for text, label in zip(part.texts, part.labels, strict=True)
+        ),
+    )
 
 
 if __name__ == "__main__":

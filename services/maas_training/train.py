@@ -4,7 +4,7 @@ Shapes: N rows of a batch, T tokens.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maas_training.checkpoint import Checkpoints, TrainingState
+from maas_training.encoded_rows import EncodedRows
 from maas_training.spec import Hyperparameters
 
 # Rows are sorted by length within windows of this many batches, so that batches have little padding and still differ
@@ -21,17 +22,6 @@ from maas_training.spec import Hyperparameters
 _WINDOW_BATCHES = 20
 _EVALUATION_ROWS = 128
 _MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRows:
-    """Texts as word ids, without padding, and their classes."""
-
-    tokens: Sequence[NDArray[np.int64]]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +112,7 @@ def _train_epoch(
 
 def _accuracy(module: nn.Module, rows: EncodedRows, padding_id: int) -> float:
     module.eval()
-    by_length = np.argsort([len(ids) for ids in rows.tokens], kind="stable")
+    by_length = np.argsort(rows.lengths, kind="stable")
     right = 0
     with torch.inference_mode():
         for begin in range(0, len(rows), _EVALUATION_ROWS):
@@ -134,20 +124,20 @@ def _accuracy(module: nn.Module, rows: EncodedRows, padding_id: int) -> float:
 def _training_batches(
     rows: EncodedRows, batch_size: int, generator: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    lengths = np.array([len(ids) for ids in rows.tokens])
-    shuffled = generator.permutation(len(rows))
+    order = generator.permutation(len(rows))
     window = batch_size * _WINDOW_BATCHES
-    windows = [shuffled[begin : begin + window] for begin in range(0, len(rows), window)]
-    ordered = np.concatenate([indices[np.argsort(lengths[indices], kind="stable")] for indices in windows])
+    for begin in range(0, len(rows), window):
+        indices = order[begin : begin + window]
+        order[begin : begin + window] = indices[np.argsort(rows.lengths[indices], kind="stable")]
     begins = np.arange(0, len(rows), batch_size)
     for begin in generator.permutation(begins):
-        yield ordered[begin : begin + batch_size]
+        yield order[begin : begin + batch_size]
 
 
 def _batch(rows: EncodedRows, indices: NDArray[np.int64], padding_id: int) -> tuple[Tensor, Tensor]:
     """Return tokens int64 [N, T], right-padded, and labels int64 [N]."""
-    chosen = [rows.tokens[index] for index in indices]
+    chosen = [rows.tokens(index) for index in indices]
     tokens = np.full((len(chosen), max(map(len, chosen))), padding_id, np.int64)
     for row, ids in zip(tokens, chosen, strict=True):
         row[: len(ids)] = ids
-    return torch.from_numpy(tokens), torch.from_numpy(rows.labels[indices])
+    return torch.from_numpy(tokens), torch.from_numpy(rows.labels[indices].astype(np.int64))

@@ -200,17 +200,17 @@ def test_answers_keep_the_order_of_their_texts(predictor: Predictor) -> None:
 def test_accuracy_is_the_share_of_right_answers_within_its_interval(predictor: Predictor) -> None:
     labels = predict_all(predictor, TEXTS)
     labels[:20] = 1 - labels[:20]
-    evaluation = evaluate(predictor, TEXTS, labels.tolist())
+    evaluation = evaluate(predictor, [(TEXTS[:1], labels[:1].tolist()), (TEXTS[1:], labels[1:].tolist())])
     assert (evaluation.metric, evaluation.value, evaluation.rows) == ("accuracy", 0.75, 80)
     assert evaluation.low < 0.75 < evaluation.high
-    assert agreement(predictor, predictor, TEXTS) == 1.0
+    assert agreement(predictor, predictor, [TEXTS, TEXTS]) == 1.0
 
 
 def test_nothing_to_evaluate_on_is_refused(predictor: Predictor) -> None:
     with pytest.raises(EvaluationInvalid):
-        evaluate(predictor, [], [])
+        evaluate(predictor, [])
     with pytest.raises(EvaluationInvalid):
-        evaluate(predictor, ["a"], [])
+        evaluate(predictor, [(["a"], [])])
     with pytest.raises(EvaluationInvalid):
         agreement(predictor, predictor, [])
 

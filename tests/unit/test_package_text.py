@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_package.text import (
+    MAX_COUNTED_WORDS,
     TextEmpty,
     TextNotUnicode,
     TextTokenizer,
@@ -45,6 +46,12 @@ def test_the_most_frequent_words_are_kept_and_equal_counts_go_by_the_alphabet() 
     tokenizer = build_word_tokenizer(["b b b a c c", "d a"], vocabulary_size=5)
     assert tokenizer.vocabulary_size == 5
     assert tokenizer.encode(["b a c d"]).tolist() == [[2, 3, 4, 1]]
+
+
+def test_words_are_counted_with_bounded_memory() -> None:
+    rare = (f"common w{number}" for number in range(MAX_COUNTED_WORDS + 1000))
+    tokenizer = build_word_tokenizer(rare, vocabulary_size=3)
+    assert tokenizer.encode(["common w5"]).tolist() == [[2, 1]]
 
 
 def test_rows_are_padded_to_the_longest_and_cut_at_max_tokens() -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from maas_package.architectures import load_architecture
 from maas_training.checkpoint import Checkpoints, TrainingState
+from maas_training.encoded_rows import EncodedRows, store_rows
 from maas_training.spec import Hyperparameters, TrainingSpec
-from maas_training.train import EncodedRows, EpochMoment, train
+from maas_training.train import EpochMoment, train
 
 VOCABULARY = 30
 
@@ -20,11 +21,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def rows(count: int, seed: int) -> EncodedRows:
+def rows(path: Path, count: int, seed: int) -> EncodedRows:
     """Rows whose first word decides the class."""
     generator = np.random.default_rng(seed)
     tokens = [generator.integers(2, VOCABULARY, generator.integers(1, 9)) for _ in range(count)]
-    return EncodedRows(tokens, np.array([int(ids[0] % 2) for ids in tokens], np.int64))
+    return store_rows(path, ((ids, int(ids[0] % 2)) for ids in tokens))
 
 
 def fresh_module() -> nn.Module:
@@ -48,7 +49,9 @@ def trained(
             raise Killed
 
     module = fresh_module()
-    state = train(module, rows(200, 1), rows(60, 2), hyperparameters, 0, Checkpoints(folder), watcher)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    with rows(folder / "train.ids", 200, 1) as train_rows, rows(folder / "validation.ids", 60, 2) as validation_rows:
+        state = train(module, train_rows, validation_rows, hyperparameters, 0, checkpoints, watcher)
     return state, module.state_dict(), moments
 
 
@@ -95,7 +98,7 @@ def test_it_stops_when_validation_does_not_get_better(tmp_path: Path) -> None:
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     trained(tmp_path, Hyperparameters(epochs=3, batch_size=64))
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         "state.json",
         "3.safetensors",
         "3-best.safetensors",
@@ -118,3 +121,11 @@ def test_a_specs_stored_form_gives_the_same_spec_back() -> None:
         },
     }
     assert TrainingSpec.from_json(value).to_json() == value
+
+
+def test_rows_come_back_from_their_file_in_any_order(tmp_path: Path) -> None:
+    tokens = [np.arange(2, 2 + length) for length in (3, 1, 7)]
+    with store_rows(tmp_path / "a.ids", zip(tokens, [1, 0, 2], strict=True)) as found:
+        assert (len(found), found.lengths.tolist(), found.labels.tolist()) == (3, [3, 1, 7], [1, 0, 2])
+        for row in (2, 0, 1, 2):
+            assert found.tokens(row).tolist() == tokens[row].tolist()
