@@ -9,6 +9,7 @@ class SourceKind(StrEnum):
     ONNX = "onnx"
     HUGGING_FACE = "hugging-face"
     SAVED_MODEL = "saved-model"
+    OCI = "oci"
     PACKAGE = "package"
 
 
@@ -18,3 +19,4 @@ class TargetFormat(StrEnum):
     PACKAGE = "package"
     ONNX = "onnx"
     TRITON = "triton"
+    OCI = "oci"

@@ -7,11 +7,14 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from maas.formats import SourceKind, TargetFormat
 from maas_formats.kinds import detect
+from maas_formats.oci_import import OciModelUnsupported, unpack_oci
+from maas_formats.oci_layout import export_oci
 from maas_formats.onnx_export import export_onnx
 from maas_formats.onnx_files import DEFAULT_MAX_TOKENS, TextOptions, import_onnx
 from maas_formats.saved_model import import_saved_model
@@ -38,32 +41,44 @@ def main() -> None:
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
-    source: Path = options.source
     notes: list[str] = []
-    kind = SourceKind(options.kind) if options.kind else detect(source)
+    kind = SourceKind(options.kind) if options.kind else detect(options.source)
+    if kind is not SourceKind.OCI:
+        return {"kind": kind, **_describe(_package(kind, options.source, options, notes), notes)}
+    with tempfile.TemporaryDirectory(prefix="maas-oci-") as scratch:
+        unpacked = Path(scratch, "model")
+        unpack_oci(options.source, unpacked, notes.append)
+        package = _package(detect(unpacked), unpacked, options, notes)
+    return {"kind": kind, **_describe(package, notes)}
+
+
+def _package(kind: SourceKind, source: Path, options: argparse.Namespace, notes: list[str]) -> Package:
+    labels = tuple(label.strip() for label in options.labels.split(",") if label.strip())
     text = options.tokenizer and TextOptions(
         options.tokenizer, options.text_feeds, options.max_tokens or DEFAULT_MAX_TOKENS
     )
-    labels = tuple(label.strip() for label in options.labels.split(",") if label.strip())
     if text is not None and kind not in (SourceKind.ONNX, SourceKind.SAVED_MODEL):
         raise OptionsUnused(f"a source of the kind {kind} has its own tokenizer.json; leave --tokenizer out")
     match kind:
         case SourceKind.ONNX:
-            package = import_onnx(source, options.out, text=text, labels=labels, log=notes.append)
+            return import_onnx(source, options.out, text=text, labels=labels, log=notes.append)
         case SourceKind.SAVED_MODEL:
-            package = import_saved_model(source, options.out, text=text, labels=labels, log=notes.append)
+            return import_saved_model(source, options.out, text=text, labels=labels, log=notes.append)
         case SourceKind.HUGGING_FACE:
             # Here, since it needs torch, and an ONNX file does not.
             from maas_formats.hugging_face import import_hugging_face
 
-            package = import_hugging_face(
+            return import_hugging_face(
                 source, options.out, max_tokens=options.max_tokens, labels=labels, log=notes.append
             )
-        case _:
+        case SourceKind.PACKAGE:
+            if labels or options.max_tokens:
+                raise OptionsUnused("a package says its labels and how many tokens it takes; leave the options out")
             read_package(source)
             shutil.copytree(source, options.out, dirs_exist_ok=True)
-            package = read_package(options.out)
-    return {"kind": kind, **_describe(package, notes)}
+            return read_package(options.out)
+        case SourceKind.OCI:
+            raise OciModelUnsupported("the layout holds another layout; import that one")
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
@@ -72,10 +87,12 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     match options.format:
         case TargetFormat.ONNX:
             written = export_onnx(package, options.out, notes.append)
-        case _:
+        case TargetFormat.TRITON:
             written = export_triton(
                 package, options.out, model=options.model, version=options.version, log=notes.append
             )
+        case _:
+            written = export_oci(package, options.out, model=options.model, version=options.version)
     return {"format": options.format, "files": written, "notes": notes}
 
 
@@ -105,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_import)
     command = commands.add_parser("export", help="write a package as something else")
     command.add_argument("source", type=Path, help="package folder")
-    command.add_argument("--format", choices=[TargetFormat.ONNX, TargetFormat.TRITON], required=True)
+    command.add_argument("--format", choices=[TargetFormat.ONNX, TargetFormat.TRITON, TargetFormat.OCI], required=True)
     command.add_argument("--out", type=Path, required=True, help="new or empty folder")
     command.add_argument("--model", required=True, help="what it is called there")
     command.add_argument("--version", type=int, required=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from maas.formats import SourceKind
+from maas_formats.oci_layout import LAYOUT_NAME
 from maas_package.harm import Harm, HarmKind, find_harm
 from maas_package.manifest import MANIFEST_NAME
 from maas_package.package import PackageHoldsCode, PackageHoldsPickle
@@ -65,6 +66,8 @@ def refuse_harm(location: Path, name: str) -> None:
 
 
 def _detect_folder(source: Path) -> SourceKind:
+    if (source / LAYOUT_NAME).is_file():
+        return SourceKind.OCI
     if (source / MANIFEST_NAME).is_file():
         return SourceKind.PACKAGE
     if (source / _GRAPH_NAME).is_file():
@@ -94,5 +97,5 @@ def _refusal(harm: Harm, name: str) -> InvalidInput:
 def _takes() -> str:
     return (
         "there are: an .onnx file, a Hugging Face folder (config.json, model.safetensors, tokenizer.json), "
-        "a SavedModel of TensorFlow (saved_model.pb), a package folder (manifest.json)"
+        "a SavedModel of TensorFlow (saved_model.pb), an OCI image layout (oci-layout), a package (manifest.json)"
     )

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from maas_package.archives import ArchiveTooLarge, open_tar
+
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 
 _LOOK_BYTES = 64 * 1024
@@ -64,12 +66,12 @@ def find_harm(location: Path) -> Harm | None:
             with zipfile.ZipFile(location) as archive:
                 return _harm_of_zip(archive)
         if head[257:262] == b"ustar":
-            with tarfile.open(location, "r:") as tar:
+            with location.open("rb") as stream, open_tar(stream, location.stat().st_size) as tar:
                 return _harm_of_members(_tar_members(tar))
     except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         return None
-    # A password, or a compression that is not known here.
-    except (RuntimeError, NotImplementedError):
+    # A password, a compression that is not known here, a header that is too long.
+    except (RuntimeError, NotImplementedError, ArchiveTooLarge):
         return Harm(HarmKind.LOCKED, "an archive that cannot be looked into")
     return None
 

@@ -59,6 +59,16 @@ def test_a_version_is_exported_as_the_package_that_was_imported(console: Console
     assert read_package(tmp_path / "twice").manifest == first.manifest
 
 
+def test_a_version_goes_through_an_oci_layout_and_keeps_every_hash(console: Console, tmp_path: Path) -> None:
+    console("import", two_inputs(tmp_path / "any.onnx"), "mine")
+    made = console("export", "mine@1", tmp_path / "layout", "--format", "oci")
+    assert made["files"] == ["oci-layout", "index.json", "blobs/sha256"]
+    assert console("import", tmp_path / "layout", "again")["kind"] == "oci"
+    first, again = (console("show", f"{model}@1")["files"] for model in ("mine", "again"))
+    assert {(one["path"], one["blob"]) for one in first} == {(one["path"], one["blob"]) for one in again}
+    assert "leave the options out" in console.refused("import", tmp_path / "layout", "more", "--labels", "a,b")
+
+
 def test_an_exported_onnx_file_answers_alike(console: Console, tmp_path: Path) -> None:
     two_inputs(tmp_path / "any.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     console("import", tmp_path / "any.onnx", "mine")

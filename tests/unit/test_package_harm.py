@@ -118,6 +118,15 @@ def test_an_archive_that_unpacks_to_very_much_is_looked_at_in_little_memory(tmp_
     assert find_harm(tmp_path / "bomb") is None
 
 
+def test_an_archive_with_a_header_of_gigabytes_cannot_be_looked_into(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = tarfile.XHDTYPE, 6 * 1024**3
+    (tmp_path / "model").write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + bytes(4096))
+    harm = find_harm(tmp_path / "model")
+    assert harm is not None
+    assert harm.kind is HarmKind.LOCKED
+
+
 def test_a_folder_of_pickled_weights_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")

@@ -109,7 +109,7 @@ def import_model(
     path: Annotated[
         Path,
         typer.Argument(
-            exists=True, help="ONNX file, Hugging Face folder, TensorFlow SavedModel, or package folder; from anywhere."
+            exists=True, help="ONNX file, Hugging Face folder, TensorFlow SavedModel, OCI image layout, package folder."
         ),
     ],
     model: Annotated[str, typer.Argument(help="Model; it is made if there is none.")],
@@ -158,7 +158,7 @@ def export_model(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Write a version as what others read: a package folder, an ONNX file, a Triton model repository."""
+    """Write a version as what others read: package folder, ONNX file, Triton model repository, OCI image layout."""
     from tempfile import TemporaryDirectory
 
     from maas.cli.formats import run_formats
