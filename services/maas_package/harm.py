@@ -5,9 +5,7 @@ is not told from others here: whoever reads it will say so.
 """
 
 import bz2
-import io
 import lzma
-import pickletools
 import re
 import tarfile
 import zipfile
@@ -20,15 +18,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from maas_package.archives import ArchiveTooLarge, open_tar
+from maas_package.content import Content, mapped
+from maas_package.pickle_scan import is_pickle
 
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 
 _LOOK_BYTES = 64 * 1024
 _MOST_MEMBERS = 100_000
-# Protocol 2 and later: the opcode PROTO and its version.
-_PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
-# Protocols 0 and 1 have no mark; only these opcodes can name something to run.
-_NAMES_GLOBAL = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _NUMPY_MAGIC = b"\x93NUMPY"
 _OBJECT_ARRAY = re.compile(rb"['\"]\|?O\d*['\"]")
@@ -56,9 +52,9 @@ class Harm:
 
 def find_harm(location: Path) -> Harm | None:
     """Return what makes the file unsafe to load, or None."""
-    with location.open("rb") as stream:
-        head = stream.read(_LOOK_BYTES)
-    found = _harm_of_bytes(head)
+    with mapped(location) as content:
+        head = content[:_LOOK_BYTES]
+        found = harm_of_content(content)
     if found is not None:
         return found
     try:
@@ -76,18 +72,19 @@ def find_harm(location: Path) -> Harm | None:
     return None
 
 
-def _harm_of_bytes(head: bytes) -> Harm | None:
-    """Look at the beginning of a file."""
+def harm_of_content(content: Content) -> Harm | None:
+    """Return what makes a file unsafe to load, or None; archives are not opened."""
+    head = content[:_LOOK_BYTES]
     if head.startswith(_HDF5_MAGIC):
         return Harm(HarmKind.KERAS, "an HDF5 file, as Keras writes it: its layers may hold code")
     if head.startswith(_NUMPY_MAGIC):
         if _OBJECT_ARRAY.search(head[:4096]):
             return Harm(HarmKind.PICKLE, "an array of Python objects, which is a pickle")
         return None
-    if _is_pickle(head):
+    if is_pickle(content):
         return Harm(HarmKind.PICKLE, "a pickle")
     opened = _decompressed(head)
-    return Harm(HarmKind.PICKLE, "a compressed pickle") if opened and _is_pickle(opened) else None
+    return Harm(HarmKind.PICKLE, "a compressed pickle") if opened and is_pickle(opened) else None
 
 
 def _harm_of_zip(archive: zipfile.ZipFile) -> Harm | None:
@@ -115,7 +112,7 @@ def _harm_of_members(members: Iterator[_Member]) -> Harm | None:
         if stream is not None:
             with stream:
                 head = stream.read(_LOOK_BYTES)
-        found = _harm_of_bytes(head)
+        found = harm_of_content(head)
         # An HDF5 file in an archive is somebody's weights or data; its code, if any, is named elsewhere.
         if found is not None and found.kind is HarmKind.PICKLE:
             return replace(found, member=name)
@@ -128,21 +125,6 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
     for member in tar:
         if member.isfile():
             yield member.name, partial(tar.extractfile, member)
-
-
-def _is_pickle(head: bytes) -> bool:
-    if _PICKLE_MAGIC.match(head):
-        return True
-    stream = io.BytesIO(head)
-    names_global = False
-    try:
-        for opcode, _, _ in pickletools.genops(stream):
-            names_global = names_global or opcode.name in _NAMES_GLOBAL
-    # Whatever the bytes are not: the library has no error of its own.
-    except Exception:
-        # Or they are, and go on after what was looked at.
-        return names_global and len(head) == _LOOK_BYTES == stream.tell()
-    return names_global
 
 
 def _decompressed(head: bytes) -> bytes:

@@ -5,6 +5,7 @@ A manifest is a value. `Manifest.from_json` is the only way in from bytes, and r
 """
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -14,6 +15,8 @@ from maas_runtime.failures import FieldViolation, InvalidInput
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+_MAX_VALUES = 100_000
+"""Objects and lists in a manifest; each takes much more memory than its text."""
 
 TEXT_CLASSIFICATION = "text-classification"
 TENSORS = "tensors"
@@ -330,15 +333,23 @@ class _Object:
 
 
 def check_path(path: str, field_name: str = "path") -> str:
-    """Return `path` when it is a plain relative path with `/`. Raises PackagePathInvalid."""
-    parts = path.split("/")
-    plain = all(part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in parts)
-    if not plain or "\\" in path or ":" in path or "\0" in path:
+    """Return `path` when it is a plain relative path with `/`, on any file system. Raises PackagePathInvalid."""
+    # Characters that some file systems take for others (a wide full stop, a letter in two parts) are read both ways.
+    spellings = {path, unicodedata.normalize("NFKC", path)}
+    plain = path.isprintable() and unicodedata.is_normalized("NFC", path)
+    if not plain or not all(map(_is_plain, spellings)):
         raise PackagePathInvalid(
-            f"{field_name}: {path!r} is not a path inside the package",
+            f"{field_name}: {path[:255]!r} is not a path inside the package",
             violations=(FieldViolation(field_name, "must be a relative path without '..'"),),
+            path=path[:255],
         )
     return path
+
+
+def _is_plain(path: str) -> bool:
+    return not any(character in path for character in "\\:\0") and all(
+        part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in path.split("/")
+    )
 
 
 def _violation(field_name: str, description: str) -> ManifestInvalid:
@@ -350,6 +361,8 @@ def _violation(field_name: str, description: str) -> ManifestInvalid:
 def _parse_object(content: bytes) -> _Object:
     if len(content) > MAX_MANIFEST_BYTES:
         raise ManifestInvalid(f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
+    if content.count(b"{") + content.count(b"[") > _MAX_VALUES:
+        raise ManifestInvalid(f"{MANIFEST_NAME} has more than {_MAX_VALUES} objects and lists")
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_refuse_repeated_keys)
     except (ValueError, RecursionError) as error:

@@ -1,16 +1,19 @@
 """A package on disk: a folder with manifest.json and the files it lists, each checked before anything is loaded."""
 
 import hashlib
-import json
 import os
 import stat
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maas_package.harm import PICKLE_SUFFIXES, HarmKind, find_harm
+import msgspec
+
+from maas_package.content import Content, mapped
+from maas_package.harm import PICKLE_SUFFIXES, HarmKind, harm_of_content
 from maas_package.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, ManifestInvalid, Servable
+from maas_package.onnx_file import check_onnx
+from maas_package.packed import archive_kind
 from maas_package.safetensors_header import read_safetensors_header
 from maas_runtime.failures import InvalidInput
 
@@ -51,6 +54,12 @@ class PackageHoldsCode(InvalidInput):
     """A file's format makes its reader run what is written in it."""
 
     reason = "PACKAGE_HOLDS_CODE"
+
+
+class PackageHoldsArchive(InvalidInput):
+    """A file is an archive, or compressed: what comes out of it can be of any size, and a pickle."""
+
+    reason = "PACKAGE_HOLDS_ARCHIVE"
 
 
 class PackageLinkOutside(InvalidInput):
@@ -101,7 +110,7 @@ def read_package(folder: Path) -> Package:
         if path not in listed and path != MANIFEST_NAME:
             raise PackageFileUnlisted(f"{path} is not in the manifest", path=path)
     for entry in manifest.files:
-        _check_entry(package.path(entry.path), entry)
+        _check_entry(package.path(entry.path), entry, listed)
     return package
 
 
@@ -118,7 +127,9 @@ def write_package(folder: Path, manifest: Manifest) -> Package:
         location = folder.joinpath(*path.split("/"))
         sha256, size_bytes = _hash_file(location)
         entries.append(FileEntry(path, sha256, size_bytes))
-        check_content(location, path)
+    paths = {entry.path for entry in entries}
+    for entry in entries:
+        check_content(folder.joinpath(*entry.path.split("/")), entry.path, paths)
     # Through the one door, so that what is written can be read.
     checked = Manifest.from_json(replace(manifest, files=tuple(entries)).to_json())
     partial = folder / f".{MANIFEST_NAME}.partial"
@@ -133,10 +144,11 @@ def write_package(folder: Path, manifest: Manifest) -> Package:
     return Package(folder, checked)
 
 
-def check_content(location: Path, path: str) -> None:
-    """Look into one file, called `path` in its package, without loading it.
+def check_content(location: Path, path: str, members: Collection[str]) -> None:
+    """Look into one file, called `path` in a package with these members, without loading or unpacking it.
 
-    Raises PackageHoldsPickle, PackageHoldsCode, or PackageFileDamaged when it is not of the kind that its name says.
+    Raises PackageHoldsPickle, PackageHoldsCode, PackageHoldsArchive, or PackageFileDamaged, SafetensorsInvalid or
+    OnnxInvalid when it is not of the kind that its name says.
     """
     suffix = Path(path).suffix.lower()
     if suffix in PICKLE_SUFFIXES:
@@ -144,20 +156,23 @@ def check_content(location: Path, path: str) -> None:
     if suffix == ".pt2":
         # torch.export.load evaluates the archive's shape expressions as Python (docs/decisions/0009-engines.md).
         raise PackageHoldsCode(f"{path}: a torch.export archive runs code when loaded; store ONNX or safetensors")
-    match suffix:
-        case ".safetensors":
-            # Before the pickle's mark: the length in a safetensors header may happen to look like one.
-            read_safetensors_header(location)
-            return
-        case ".json":
-            _check_json(location, path)
-    harm = find_harm(location)
-    if harm is not None:
-        kind = PackageHoldsPickle if harm.kind is HarmKind.PICKLE else PackageHoldsCode
-        within = f", in its member {harm.member}" if harm.member else ""
-        raise kind(f"{path} is or holds {harm.what}{within}", path=path, member=harm.member)
-    if zipfile.is_zipfile(location):
-        _check_archive(location, path)
+    if suffix == ".safetensors":
+        # Before all others: the length in a safetensors header may happen to look like their marks.
+        read_safetensors_header(location, path)
+        return
+    with mapped(location) as content:
+        if archive := archive_kind(content):
+            raise PackageHoldsArchive(
+                f"{path} is {archive}, which is not looked into: store what is in it as files", path=path
+            )
+        if suffix == ".json":
+            _check_json(content, path)
+        harm = harm_of_content(content)
+        if harm is not None:
+            kind = PackageHoldsPickle if harm.kind is HarmKind.PICKLE else PackageHoldsCode
+            raise kind(f"{path} is or holds {harm.what}", path=path)
+        if suffix == ".onnx":
+            check_onnx(content, path, members)
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -174,7 +189,7 @@ def _walk(folder: Path) -> Iterator[str]:
             raise PackageLinkOutside(f"{path} is neither a file nor a folder", path=path)
 
 
-def _check_entry(location: Path, entry: FileEntry) -> None:
+def _check_entry(location: Path, entry: FileEntry, members: Collection[str]) -> None:
     if not location.is_file():
         raise PackageFileMissing(f"{entry.path} is listed but not there", path=entry.path)
     size_bytes = location.stat().st_size
@@ -183,7 +198,7 @@ def _check_entry(location: Path, entry: FileEntry) -> None:
     sha256, _ = _hash_file(location)
     if sha256 != entry.sha256:
         raise PackageFileDamaged(f"{entry.path} has SHA-256 {sha256} instead of {entry.sha256}", path=entry.path)
-    check_content(location, entry.path)
+    check_content(location, entry.path, members)
 
 
 def _hash_file(location: Path) -> tuple[str, int]:
@@ -196,16 +211,9 @@ def _hash_file(location: Path) -> tuple[str, int]:
     return digest.hexdigest(), size_bytes
 
 
-def _check_json(location: Path, path: str) -> None:
+def _check_json(content: Content, path: str) -> None:
     try:
-        json.loads(location.read_bytes())
-    except (ValueError, RecursionError) as error:
+        # Looked through without making anything of it: a value can take thirty times the memory of its text.
+        msgspec.json.decode(content, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise PackageFileDamaged(f"{path} is not JSON: {error}", path=path) from error
-
-
-def _check_archive(location: Path, path: str) -> None:
-    try:
-        with zipfile.ZipFile(location):
-            pass
-    except zipfile.BadZipFile as error:
-        raise PackageFileDamaged(f"{path} is a damaged archive: {error}", path=path) from error

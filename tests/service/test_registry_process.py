@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CONTENT = random.Random(11).randbytes(24 * 2**20)
 CHUNK_BYTES = 2**19
 NAME = f"blobs/{hashlib.sha256(CONTENT).hexdigest()}"
-ONNX = b"onnx, as far as the registry looks"
+ONNX = b"\x0a\x22onnx, as far as the registry looks"
 MANIFEST = Manifest(
     task="text-classification",
     inputs=(TensorSpec("input_ids", "INT64", (-1, -1)),),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
-ONNX = b"onnx, as far as the registry looks"
+ONNX = b"\x0a\x22onnx, as far as the registry looks"
 MAX_BLOB_BYTES = 8 * 2**20
 
 

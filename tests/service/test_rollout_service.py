@@ -35,7 +35,7 @@ READY, LOADING, FAILED = (
     deployment_pb2.TARGET_STATE_LOADING,
     deployment_pb2.TARGET_STATE_FAILED,
 )
-ONNX = b"onnx, as far as the registry looks"
+ONNX = b"\x0a\x22onnx, as far as the registry looks"
 MANIFEST = Manifest(
     task="text-classification",
     inputs=(TensorSpec("input_ids", "INT64", (-1, -1)),),

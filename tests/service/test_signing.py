@@ -87,7 +87,7 @@ def version(client: Client, tmp_path: Path, request: pytest.FixtureRequest) -> s
     """A version of a model that only this test has."""
     folder = tmp_path / "package"
     (folder / "servables").mkdir(parents=True)
-    (folder / "servables" / "model.onnx").write_bytes(b"onnx, as far as the registry looks")
+    (folder / "servables" / "model.onnx").write_bytes(b"\x0a\x22onnx, as far as the registry looks")
     write_package(
         folder,
         Manifest(

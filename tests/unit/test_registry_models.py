@@ -55,7 +55,7 @@ from maas_runtime.failures import Failure
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
 A, B = ModelName("a"), ModelName("b")
-ONNX = b"onnx, as far as the registry looks"
+ONNX = b"\x0a\x22onnx, as far as the registry looks"
 
 
 def parquet(**columns: list[Any]) -> bytes:

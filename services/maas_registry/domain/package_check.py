@@ -1,8 +1,9 @@
 """Whether the files of a version are a package: complete, the manifest's, and harmless."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
 
 from maas_package.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, ManifestInvalid, check_path
 from maas_package.package import (
@@ -42,8 +43,9 @@ async def check_package(draft: VersionDraft, blobs: Blobs) -> tuple[tuple[File, 
     files = tuple(File(path, blob, sizes[blob]) for path, blob in draft.members)
     manifest = await _read_manifest(files, blobs)
     check_files(files, manifest)
+    paths = {file.path for file in files}
     for file in files:
-        await _check_member(file, blobs)
+        await _check_member(file, paths, blobs)
     return files, signature_of(manifest, files)
 
 
@@ -51,11 +53,19 @@ def check_paths(paths: Sequence[str]) -> None:
     """Raise PackagePathInvalid, PackageFileRepeated or ManifestMissing."""
     for path in paths:
         check_path(path)
-    repeated = [path for path, count in Counter(path.casefold() for path in paths).items() if count > 1]
-    if repeated:
-        raise PackageFileRepeated(f"{repeated[0]} is there twice", path=repeated[0])
+    counts = Counter(_folded(path) for path in paths)
+    for path in paths:
+        if counts[_folded(path)] > 1:
+            raise PackageFileRepeated(f"{path} is there twice, as some file systems have it", path=path)
+        if any(str(parent) in counts for parent in PurePosixPath(_folded(path)).parents):
+            raise PackageFileRepeated(f"{path} lies in a folder whose name another file has", path=path)
     if MANIFEST_NAME not in paths:
         raise ManifestMissing(f"there is no {MANIFEST_NAME} among the files")
+
+
+def _folded(path: str) -> str:
+    """Return what is the same for paths that some file systems hold for the same."""
+    return unicodedata.normalize("NFKC", path).casefold()
 
 
 def check_files(files: Sequence[File], manifest: Manifest) -> None:
@@ -100,7 +110,7 @@ async def _read_manifest(files: Sequence[File], blobs: Blobs) -> Manifest:
     return Manifest.from_json(await blobs.inspect(file.blob, Path.read_bytes))
 
 
-async def _check_member(file: File, blobs: Blobs) -> None:
+async def _check_member(file: File, paths: Collection[str], blobs: Blobs) -> None:
     if file.path.lower().endswith(".json") and file.size_bytes > _MAX_JSON_BYTES:
         raise PackageFileTooLarge(f"{file.path} has more than {_MAX_JSON_BYTES} bytes of JSON", path=file.path)
-    await blobs.inspect(file.blob, lambda location: check_content(location, file.path))
+    await blobs.inspect(file.blob, lambda location: check_content(location, file.path, paths))
