@@ -14,7 +14,7 @@ from maas_package.manifest import PackagePathInvalid, check_path
 from maas_runtime.failures import InvalidInput
 
 _MAX_DEPTH = 32
-_MAX_PARTS = 5_000_000
+_MAX_PARTS = 2_000_000
 _MAX_DIMENSIONS = 64
 _MAX_SPARSE_ELEMENTS = 2**31
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -6,16 +6,18 @@ from io import BytesIO
 from maas_package.content import Content
 
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
-# What brings in something from a module, or calls it: an unpickler has done harm by then, whatever comes behind.
-_HARMFUL = frozenset(
-    {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-)
+_IMPORTS = frozenset({"GLOBAL", "STACK_GLOBAL", "INST"})
+# What calls something that was imported: an unpickler has done harm by then, whatever comes behind.
+_CALLS = frozenset({"INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX"})
+# They stand for what a program has registered, and ours register nothing.
+_REGISTERED = frozenset({"EXT1", "EXT2", "EXT4"})
 _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
+_NUMBERS = (pickletools.decimalnl_short, pickletools.decimalnl_long, pickletools.floatnl)
 _MAX_LINE_CHARACTERS = 4096
 _MAX_PICKLES = 16
 _MAX_OPERATIONS = 10_000
@@ -27,8 +29,8 @@ _FOUND = -1
 def is_pickle(content: Content) -> bool:
     """Whether an unpickler would find something in the file.
 
-    That is a stream which reaches an operation that imports or calls something, or one that ends where the file does;
-    of what begins with the mark of protocols 2 to 5, any that ends. Several in a row are followed, since torch writes
+    That is a stream which reaches an operation that calls something; or one that ends, and has imported something, or
+    ends where the file does, or begins with the mark of protocols 2 to 5. Several in a row are followed: torch writes
     such files.
     """
     position = 0
@@ -45,14 +47,16 @@ def is_pickle(content: Content) -> bool:
 def _end_of_pickle(content: Content, position: int) -> int | None:
     """Return where the pickle at `position` ends; None when there is none; _FOUND when it is harmful, or very long."""
     stack: list[bool] = []  # what is a mark
+    has_imported = False
     for _ in range(_MAX_OPERATIONS):
         opcode = _OPCODES.get(content[position]) if position < len(content) else None
-        if opcode is None or not _follow(opcode, stack):
+        if opcode is None or opcode.name in _REGISTERED or not _follow(opcode, stack):
             return None
         end = _end_of_argument(opcode, content, position + 1)
         if end is None:
             return None
-        if opcode.name in _HARMFUL:
+        has_imported = has_imported or opcode.name in _IMPORTS
+        if has_imported and (opcode.name in _CALLS or opcode.name == "STOP"):
             return _FOUND
         if opcode.name == "STOP":
             return end
@@ -112,10 +116,10 @@ def _end_of_names(content: Content, position: int) -> int | None:
 
 
 def _reads(argument: pickletools.ArgumentDescriptor, line: bytes) -> bool:
-    if len(line) == _MAX_LINE_CHARACTERS:
-        return True
-    try:
-        argument.reader(BytesIO(line + b"\n"))
-    except ValueError:
-        return False
-    return True
+    """Whether the argument can be read from a line: a number, or a text in quotes where there have to be some."""
+    if argument in _NUMBERS:
+        try:
+            argument.reader(BytesIO(line + b"\n"))
+        except ValueError:
+            return False
+    return argument is not pickletools.stringnl or (line[:1] in (b"'", b'"') and len(line) > 1)
