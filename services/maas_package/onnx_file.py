@@ -128,7 +128,8 @@ class _Walk:
     def _numbers(self, field: _Field) -> list[int]:
         if field.wire_type == _VARINT:
             return [field.value]
-        numbers, position = [], field.begin
+        numbers: list[int] = []
+        position = field.begin
         while position < field.end and len(numbers) <= _MAX_DIMENSIONS:
             number, position = self._varint(position, field.end)
             numbers.append(number)
