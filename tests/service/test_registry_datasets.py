@@ -11,6 +11,7 @@ import grpc
 import pyarrow
 import pyarrow.parquet
 import pytest
+from registry_process import running_registry
 
 from maas.blobs import upload_blob
 from maas.client import Client
@@ -26,17 +27,8 @@ ROWS = 500
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("r")
-    address = f"unix:{folder}/r.sock"
-    variables = {"MAAS_HOME": str(folder), "MAAS_LISTEN": address, "MAAS_METRICS_LISTEN": f"unix:{folder}/m.sock"}
-    with subprocess.Popen([sys.executable, "-m", "maas_registry"], env=clean_environment() | variables) as process:
-        try:
-            with grpc.insecure_channel(address) as channel:
-                grpc.channel_ready_future(channel).result(timeout=30)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(15)
+    with running_registry(tmp_path_factory.mktemp("r")) as address:
+        yield address
 
 
 @pytest.fixture
