@@ -39,7 +39,7 @@ class PostgresqlServer:
 
 
 @contextmanager
-def started_postgresql() -> Iterator[PostgresqlServer]:
+def started_postgresql(*, durable: bool = False) -> Iterator[PostgresqlServer]:
     # A short path, since a socket lies in it.
     with tempfile.TemporaryDirectory(prefix="maas-pg-") as folder, pytest.MonkeyPatch.context() as patch:
         # Where pgserver keeps its lock; it asks when it is imported.
@@ -47,9 +47,9 @@ def started_postgresql() -> Iterator[PostgresqlServer]:
         (Path(folder) / "python_PostgresServer").mkdir()
         server = PostgresqlServer(Path(folder) / "data")
         try:
-            # What a test wrote need not survive a power cut.
-            server.query("ALTER SYSTEM SET fsync = off")
-            server.query("SELECT pg_reload_conf()")
+            if not durable:  # what a test wrote need not survive a power cut
+                server.query("ALTER SYSTEM SET fsync = off")
+                server.query("SELECT pg_reload_conf()")
             yield server
         finally:
             server.close()

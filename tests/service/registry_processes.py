@@ -35,6 +35,11 @@ class RegistryProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def database_url(self) -> str:
+        """Where its records are."""
+        return self.variables.get("MAAS_REGISTRY_DATABASE_URL") or f"sqlite:///{self.folder}/registry/registry.sqlite"
+
+    @property
     def pid(self) -> int:
         """Its process id while it runs."""
         assert self._process is not None

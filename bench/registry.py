@@ -1,0 +1,148 @@
+"""make bench-registry: the registry as a process, on SQLite and a folder and on PostgreSQL and S3; five tables.
+
+    python bench/registry.py                          # all, without keeping the results
+    python bench/registry.py --only transfers,reads
+    python bench/registry.py --only kills --kills 20 --seed 6
+
+  transfers     one large artifact there and back by the client library, beside `sha256sum` of the same file
+  reads         Get, alias resolve and List with 100,000 versions stored
+  writers       50 clients that register at once
+  kills         `kill -9` at random points of uploads, registrations and alias moves
+
+PostgreSQL is the real server, S3 is moto's over HTTP; both on this machine, as the clients are.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "service"))  # servers and packages of the tests
+
+from postgresql_server import PostgresqlServer, started_postgresql
+from registry_kills import Found, KilledRegistry
+from registry_processes import registry_process
+from registry_reads import Read, describe_reads, fill, measure_reads
+from registry_transfers import Transfers, describe_transfers, measure_transfers
+from registry_writers import Writers, describe_writers, measure_writers
+from report import add_arguments, machine, publish, say, table, today
+
+PARTS = ("transfers", "reads", "writers", "kills")
+CLIENTS = 50
+VERSIONS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where a registry keeps its records and its blobs."""
+
+    name: str
+    variables: Mapping[str, str]
+
+
+def main() -> None:
+    """Measure; print and with --write keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=PARTS, type=lambda text: text.split(","), help=",".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=3, help="of the transfers")
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the artifact")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured time of one kind of read")
+    parser.add_argument("--kills", type=int, default=200, help="on each pair of stores")
+    parser.add_argument("--seed", type=int, default=5, help="of the kills")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    numbers: dict[str, list[Any]] = {part: [] for part in arguments.only}
+    with started_postgresql(durable=True) as postgresql:
+        for kind in (sqlite_and_folder, postgresql_and_folder):
+            for part in arguments.only:
+                with kind(postgresql) as stores:
+                    numbers[part] += measure(part, stores, arguments)
+    text = "\n\n".join(
+        [
+            f"{today()}; {machine()}; registry, its clients and its stores share the cores.",
+            *(f"**{HEADINGS[part]}**\n\n{DESCRIBE[part](numbers[part])}" for part in arguments.only),
+        ]
+    )
+    kept = {part: [asdict(row) for row in rows] for part, rows in numbers.items()}
+    publish("registry", text, kept, arguments)
+
+
+@contextlib.contextmanager
+def sqlite_and_folder(_: PostgresqlServer) -> Iterator[Stores]:
+    """The embedded default."""
+    yield Stores("SQLite, folder", {})
+
+
+@contextlib.contextmanager
+def postgresql_and_folder(postgresql: PostgresqlServer) -> Iterator[Stores]:
+    """A database without tables."""
+    yield Stores("PostgreSQL, folder", {"MAAS_REGISTRY_DATABASE_URL": postgresql.new_database()})
+
+
+def measure(part: str, stores: Stores, arguments: argparse.Namespace) -> list[Any]:
+    """Return the rows of one table for one pair of stores."""
+    with registry_process(stores.variables) as registry:
+        match part:
+            case "transfers":
+                return [measure_transfers(stores.name, registry, arguments.megabytes * 10**6, arguments.rounds)]
+            case "reads":
+                seconds = fill(registry)
+                say(f"{stores.name}: filled in {seconds:.0f} s")
+                return measure_reads(stores.name, registry, arguments.seconds)
+            case "writers":
+                return [measure_writers(stores.name, registry, CLIENTS, VERSIONS)]
+            case _:
+                registry.kill()
+                killed = KilledRegistry(registry, arguments.seed, lambda text: say(f"{stores.name}: {text}"))
+                return [Kills(stores.name, asyncio.run(killed.run(arguments.kills)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """What kills came to on one pair of stores."""
+
+    stores: str
+    found: Found
+
+
+def describe_kills(measured: list[Kills]) -> str:
+    """Return the Markdown."""
+    head = ["stores", "kills at work", "kills at the start", "acknowledged", "cut off", "faults", "verify"]
+    rows = []
+    for one in measured:
+        found = one.found
+        rows.append(
+            [
+                one.stores,
+                str(found.kills["working"]),
+                str(found.kills["starting"]),
+                ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.acknowledged.items())),
+                ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.cut_off.items())),
+                str(len(found.faults)),
+            ]
+        )
+        for fault in found.faults:
+            say(f"{one.stores}: {fault}")
+    return table(head, rows)
+
+
+HEADINGS = {
+    "transfers": "One artifact of 1 GB there and back, by the client library",
+    "reads": "Reads with 100,000 versions stored",
+    "writers": "50 clients that register versions of one model at once",
+    "kills": "`kill -9` at random points",
+}
+DESCRIBE = {
+    "transfers": describe_transfers,
+    "reads": describe_reads,
+    "writers": describe_writers,
+    "kills": describe_kills,
+}
+
+
+if __name__ == "__main__":
+    main()
