@@ -1,4 +1,4 @@
-"""make bench-registry: the registry as a process, on SQLite and a folder and on PostgreSQL and S3; five tables.
+"""make bench-registry: the registry as a process, on SQLite and a folder and on PostgreSQL and S3; four tables.
 
     python bench/registry.py                          # all, without keeping the results
     python bench/registry.py --only transfers,reads
@@ -26,10 +26,11 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "service"))  # serv
 from postgresql_server import PostgresqlServer, started_postgresql
 from registry_kills import Found, KilledRegistry
 from registry_processes import registry_process
-from registry_reads import Read, describe_reads, fill, measure_reads
-from registry_transfers import Transfers, describe_transfers, measure_transfers
-from registry_writers import Writers, describe_writers, measure_writers
+from registry_reads import describe_reads, fill, measure_reads
+from registry_transfers import describe_transfers, measure_transfers
+from registry_writers import describe_writers, measure_writers
 from report import add_arguments, machine, publish, say, table, today
+from s3_server import started_s3
 
 PARTS = ("transfers", "reads", "writers", "kills")
 CLIENTS = 50
@@ -57,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     numbers: dict[str, list[Any]] = {part: [] for part in arguments.only}
     with started_postgresql(durable=True) as postgresql:
-        for kind in (sqlite_and_folder, postgresql_and_folder):
+        for kind in (sqlite_and_folder, postgresql_and_s3):
             for part in arguments.only:
                 with kind(postgresql) as stores:
                     numbers[part] += measure(part, stores, arguments)
@@ -78,9 +79,16 @@ def sqlite_and_folder(_: PostgresqlServer) -> Iterator[Stores]:
 
 
 @contextlib.contextmanager
-def postgresql_and_folder(postgresql: PostgresqlServer) -> Iterator[Stores]:
-    """A database without tables."""
-    yield Stores("PostgreSQL, folder", {"MAAS_REGISTRY_DATABASE_URL": postgresql.new_database()})
+def postgresql_and_s3(postgresql: PostgresqlServer) -> Iterator[Stores]:
+    """A database without tables and an empty bucket."""
+    with started_s3() as s3:
+        variables = {
+            "MAAS_REGISTRY_DATABASE_URL": postgresql.new_database(),
+            "MAAS_REGISTRY_BLOBS_URL": s3.new_bucket(),
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        yield Stores("PostgreSQL, S3", variables)
 
 
 def measure(part: str, stores: Stores, arguments: argparse.Namespace) -> list[Any]:
@@ -111,7 +119,7 @@ class Kills:
 
 def describe_kills(measured: list[Kills]) -> str:
     """Return the Markdown."""
-    head = ["stores", "kills at work", "kills at the start", "acknowledged", "cut off", "faults", "verify"]
+    head = ["stores", "kills at work", "kills at the start", "acknowledged", "cut off", "faults", "verified"]
     rows = []
     for one in measured:
         found = one.found
@@ -123,6 +131,7 @@ def describe_kills(measured: list[Kills]) -> str:
                 ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.acknowledged.items())),
                 ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.cut_off.items())),
                 str(len(found.faults)),
+                f"{found.verifications} times",
             ]
         )
         for fault in found.faults:

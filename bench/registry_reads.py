@@ -72,9 +72,7 @@ async def _fill(endpoint: str, database_url: str) -> None:
         for content in package.members.values():
             await registry.UploadBlob(upload_requests(content), timeout=_TIMEOUT_SECONDS)
         for model_id in MODEL_IDS:
-            await registry.CreateModel(
-                messages.CreateModelRequest(model_id=model_id), timeout=_TIMEOUT_SECONDS
-            )
+            await registry.CreateModel(messages.CreateModelRequest(model_id=model_id), timeout=_TIMEOUT_SECONDS)
             await registry.CreateVersion(
                 messages.CreateVersionRequest(parent=f"models/{model_id}", version=package.version("a version")),
                 timeout=_TIMEOUT_SECONDS,

@@ -1,4 +1,4 @@
-"""50 clients that register versions of one model at once, and count one tag up: nothing is lost, doubled or left out."""
+"""50 clients that register versions of one model at once: no number is given twice, left out or lost."""
 
 import threading
 import time

@@ -7,8 +7,11 @@ it was, and whatever was not is there whole or not at all.
 
 import asyncio
 import itertools
+import os
 import random
+import sys
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +38,7 @@ LONGEST_START_SECONDS = 1.2
 KILLED_AT_START = 0.1
 """The share of those."""
 ALL_IS_READ_EVERY = 25
+ONE_PACKAGE = small_package(b"the same each time")
 TIMEOUT_SECONDS = 60.0
 T = TypeVar("T")
 
@@ -51,6 +55,8 @@ class Found:
     cut_off: Counter[str] = field(default_factory=Counter)
     """Mutations under way when the kill came, by kind and by what became of them."""
     faults: list[str] = field(default_factory=list)
+    verifications: int = 0
+    """How often `maas registry verify` looked at everything as well."""
     seconds: float = 0.0
 
 
@@ -90,8 +96,11 @@ class KilledRegistry:
         """Kill so many times. What is wrong is in the result's `faults`."""
         begun = time.monotonic()
         async with self._started() as registry:
+            for content in ONE_PACKAGE.members.values():
+                await self._upload_blob(registry, content)
             for model_id in MODELS:
                 await registry.CreateModel(messages.CreateModelRequest(model_id=model_id), timeout=TIMEOUT_SECONDS)
+                await self._register(registry, model_id, ONE_PACKAGE)
             await self._work_until_killed(registry)
         for number in range(2, kills + 1):
             if self._random.random() < KILLED_AT_START:
@@ -135,30 +144,22 @@ class KilledRegistry:
         working = [asyncio.create_task(_until_away(client)) for client in clients]
         await asyncio.sleep(self._random.uniform(0, LONGEST_WORK_SECONDS))
         self._kill("working")
-        for ended in await asyncio.gather(*working, return_exceptions=True):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            all_ended = await asyncio.gather(*working, return_exceptions=True)
+        for ended in all_ended:
             if isinstance(ended, BaseException):
                 self.found.faults.append(f"refused while working: {ended!r}")
 
     async def _register_one_package(self, registry: "RegistryServiceAsyncStub", model_id: str) -> None:
-        package = small_package(b"the same each time")
-        await self._upload_package(registry, package)
         while True:
-            await self._register(registry, model_id, package)
+            await self._register(registry, model_id, ONE_PACKAGE)
 
     async def _register_new_packages(self, registry: "RegistryServiceAsyncStub", model_id: str) -> None:
         while True:
             package = small_package(self._content(2**10, 2**17))
-            await self._upload_package(registry, package)
-            await self._register(registry, model_id, package)
-
-    async def _upload_package(self, registry: "RegistryServiceAsyncStub", package: SmallPackage) -> None:
-        for content in package.members.values():
-            if blob_name(content) not in self._journal.blobs and blob_name(content) not in self._journal.uploads:
+            for content in package.members.values():
                 await self._upload_blob(registry, content)
-        # Somebody else may be at it.
-        for content in package.members.values():
-            while blob_name(content) in self._journal.uploads:
-                await asyncio.sleep(0.005)
+            await self._register(registry, model_id, package)
 
     async def _register(self, registry: "RegistryServiceAsyncStub", model_id: str, package: SmallPackage) -> None:
         number = next(self._numbers)
@@ -182,9 +183,6 @@ class KilledRegistry:
         model = alias.partition("/aliases/")[0]
         while True:
             versions = [name for name in self._journal.versions if name.startswith(f"{model}/")]
-            if not versions:
-                await asyncio.sleep(0.01)
-                continue
             version = self._random.choice(versions)
             self._journal.moves[alias] = version
             request = messages.SetAliasRequest(name=alias, version=version)
@@ -218,10 +216,23 @@ class KilledRegistry:
 
     async def _look(self, registry: "RegistryServiceAsyncStub", *, at_all: bool) -> None:
         """Compare with the journal; what was cut off is asked for again, as a client would."""
+        if at_all:
+            await self._verify()
         await self._look_at_blobs(registry, at_all=at_all)
         await self._look_at_versions(registry, at_all=at_all)
         for alias in ALIASES:
             await self._look_at_alias(registry, alias)
+
+    async def _verify(self) -> None:
+        """Let `maas registry verify` look, before anything that was cut off is made good."""
+        command = ("-m", "maas.cli", "registry", "verify", "--hash", "--json", "--home", str(self._process.folder))
+        verifying = await asyncio.create_subprocess_exec(
+            sys.executable, *command, env=os.environ | self._process.variables, stdout=PIPE, stderr=STDOUT
+        )
+        said, _ = await verifying.communicate()
+        self.found.verifications += 1
+        if verifying.returncode != 0:
+            self.found.faults.append(f"maas registry verify: {said.decode()}")
 
     async def _look_at_blobs(self, registry: "RegistryServiceAsyncStub", *, at_all: bool) -> None:
         for name in self._journal.blobs if at_all else self._journal.fresh_blobs:
