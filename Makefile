@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 SECONDS_SINCE = $$(( $$(date +%s) - $$started ))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-many test-all check fix stubs bench bench-all up clean
+.PHONY: help setup demo test test-cluster test-many test-kill test-all check fix stubs bench bench-registry bench-all up clean
 
 help: ## Say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## Make .venv with everything (again only when pyproject.toml or constraints.txt changed)
 
@@ -29,6 +29,9 @@ test-cluster: setup ## Whole clusters of real processes: kill each one, call thr
 
 test-many: setup ## 200 small models in memory that holds 20 of them
 	@MAAS_TEST_MODELS=200 $(BIN)/pytest -s tests/cluster/test_cluster_many_models.py
+
+test-kill: setup ## `kill -9` of the registry at 200 random points of its work, on each pair of stores; 20 minutes
+	@MAAS_TEST_KILLS=200 $(BIN)/pytest -s tests/cluster/test_registry_kills.py
 
 test-all: test test-cluster ## Every test
 
@@ -52,7 +55,10 @@ stubs: setup ## Make the stubs under client/maas from protos/
 bench: setup ## Beside Triton (PEERS=all: and four others): a table in bench/RESULTS.md, a plot; 12 to 15 minutes
 	@$(BIN)/python bench/serving.py --peers $(PEERS) --write
 
-bench-all: setup ## Every table of bench/RESULTS.md; 25 to 30 minutes on a machine that does nothing else
+bench-registry: setup ## The registry on both pairs of stores: 1 GB there and back, 100,000 versions, 50 writers, 200 kills
+	@$(BIN)/python bench/registry.py --write
+
+bench-all: setup ## Every table of bench/RESULTS.md; 45 minutes on a machine that does nothing else
 	@$(BIN)/python bench/run_all.py
 
 up: setup ## Start a cluster on this machine, in the foreground
