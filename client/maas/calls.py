@@ -3,11 +3,14 @@
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
+from maas.actor import ACTOR_HEADER, fit_actor
 from maas.errors import from_rpc_error
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", 256 * 2**20),
@@ -33,13 +36,16 @@ def open_channel(endpoint: str) -> grpc.Channel:
     return grpc.insecure_channel(endpoint, options=_OPTIONS)
 
 
-def guarded(channel: grpc.Channel, timeout: float, retry_seconds: float) -> grpc.Channel:
-    """Return the channel with everything around its calls.
+def guarded(channel: grpc.Channel, timeout: float, retry_seconds: float, actor: str) -> grpc.Channel:
+    """Return the channel with everything around its calls, each of which says who asks.
 
     A call gets `timeout` seconds unless it brings its own, and raises MaasError instead of RpcError. A call that finds
     the cluster UNAVAILABLE is sent again for `retry_seconds` if sending it twice does no harm.
     """
-    return grpc.intercept_channel(channel, _UnaryCalls(timeout, retry_seconds), _StreamCalls(timeout))
+    metadata = ((ACTOR_HEADER, fit_actor(actor)),)
+    return grpc.intercept_channel(
+        channel, _UnaryCalls(timeout, retry_seconds, metadata), _StreamCalls(timeout, metadata)
+    )
 
 
 class Pauses:
@@ -60,9 +66,10 @@ class Pauses:
 
 
 class _UnaryCalls(grpc.UnaryUnaryClientInterceptor):
-    def __init__(self, timeout: float, retry_seconds: float) -> None:
+    def __init__(self, timeout: float, retry_seconds: float, metadata: Metadata) -> None:
         self._timeout = timeout
         self._retry_seconds = retry_seconds
+        self._metadata = metadata
 
     def intercept_unary_unary(
         self,
@@ -70,7 +77,7 @@ class _UnaryCalls(grpc.UnaryUnaryClientInterceptor):
         client_call_details: grpc.ClientCallDetails,
         request: Any,
     ) -> Any:
-        details = _with_timeout(client_call_details, self._timeout)
+        details = _Details(client_call_details, self._timeout, self._metadata)
         pauses: Pauses | None = None
         while True:
             outcome = continuation(details, request)
@@ -86,8 +93,9 @@ class _UnaryCalls(grpc.UnaryUnaryClientInterceptor):
 
 
 class _StreamCalls(grpc.UnaryStreamClientInterceptor):
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, metadata: Metadata) -> None:
         self._timeout = timeout
+        self._metadata = metadata
 
     def intercept_unary_stream(
         self,
@@ -95,7 +103,7 @@ class _StreamCalls(grpc.UnaryStreamClientInterceptor):
         client_call_details: grpc.ClientCallDetails,
         request: Any,
     ) -> Any:
-        return _translated(continuation(_with_timeout(client_call_details, self._timeout), request))
+        return _translated(continuation(_Details(client_call_details, self._timeout, self._metadata), request))
 
 
 def _translated(call: Any) -> Iterator[Any]:
@@ -107,19 +115,13 @@ def _translated(call: Any) -> Iterator[Any]:
         call.cancel()
 
 
-def _with_timeout(details: grpc.ClientCallDetails, timeout: float) -> grpc.ClientCallDetails:
-    if details.timeout is not None:
-        return details
-    return _Details(details, timeout)
-
-
 class _Details(grpc.ClientCallDetails):
-    """Call details with another timeout; grpc offers no way to make a changed copy."""
+    """Call details with a timeout and more metadata; grpc offers no way to make a changed copy."""
 
-    def __init__(self, details: grpc.ClientCallDetails, timeout: float) -> None:
+    def __init__(self, details: grpc.ClientCallDetails, timeout: float, metadata: Metadata) -> None:
         self.method = details.method
-        self.timeout = timeout
-        self.metadata = details.metadata
+        self.timeout = timeout if details.timeout is None else details.timeout
+        self.metadata = (*(details.metadata or ()), *metadata)
         self.credentials = details.credentials
         self.wait_for_ready = details.wait_for_ready
         self.compression = details.compression

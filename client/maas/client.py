@@ -16,6 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from maas import blobs, tensors
+from maas.actor import this_user
 from maas.calls import Pauses, guarded, open_channel
 from maas.compression.v1 import compression_job_pb2, compression_service_pb2
 from maas.compression.v1.compression_job_pb2 import CompressionJob, Technique
@@ -127,13 +128,16 @@ class Client:
 
     Resources are the messages of the contract (`maas.registry.v1`, ...). A version is named as people name it:
     `reviews` (the newest), `reviews@2`, `reviews@production`, or by its whole name. `timeout` is for one call, in
-    seconds; a call that finds the cluster away is sent again for `retry_seconds` if that does no harm.
+    seconds; a call that finds the cluster away is sent again for `retry_seconds` if that does no harm. `actor` is who
+    asks, for the records of what changed; by default, user and host.
     """
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 10.0, retry_seconds: float = 5.0) -> None:
+    def __init__(
+        self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 10.0, retry_seconds: float = 5.0, actor: str = ""
+    ) -> None:
         self.endpoint = endpoint
         self._raw_channel = open_channel(endpoint)
-        channel = guarded(self._raw_channel, timeout, retry_seconds)
+        channel = guarded(self._raw_channel, timeout, retry_seconds, actor or this_user())
         self._registry = RegistryServiceStub(channel)
         self._training = TrainingServiceStub(channel)
         self._compression = CompressionServiceStub(channel)

@@ -29,8 +29,9 @@ async def main(settings: JobSettings) -> None:
         service = GrpcService(
             "maas.compression.v1.CompressionService",
             lambda server: add_CompressionServiceServicer_to_server(servicer, server),
+            jobs.end_watches,
         )
-        await serve(settings.process, [service], metrics, on_stop=jobs.end_watches)
+        await serve(settings.process, [service], metrics)
 
 
 if __name__ == "__main__":

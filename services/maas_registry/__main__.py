@@ -2,18 +2,21 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
 import grpc
 from prometheus_client import CollectorRegistry
 
 from maas.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
-from maas_registry.api.servicer import RegistryServicer, TransferMetrics
+from maas_registry.api.servicer import Records, RegistryServicer, TransferMetrics
+from maas_registry.domain.alias_rules import Aliases, Holds
 from maas_registry.domain.blobs import Blobs
+from maas_registry.domain.changes import Feed, utc_now
 from maas_registry.domain.datasets import Datasets
-from maas_registry.domain.models import Models
+from maas_registry.domain.model_rules import Models
 from maas_registry.domain.signatures import Signatures
+from maas_registry.domain.version_rules import Versions
 from maas_registry.settings import Settings
+from maas_registry.storage.sql_changes import SqlChangeLog
 from maas_registry.storage.sql_datasets import SqlDatasetStore
 from maas_registry.storage.sql_models import SqlModelStore
 from maas_registry.storage.sql_signatures import SqlSignatureStore
@@ -34,11 +37,13 @@ async def open_registry(settings: Settings, metrics: CollectorRegistry) -> Async
     """Give RegistryService over the stores of the settings; all is closed when the context ends."""
     async with open_stores(settings.stores, metrics) as stores:
         blobs = Blobs(stores.blobs, settings.max_blob_bytes)
-        models = Models(SqlModelStore(stores.database), blobs, _now)
+        store = SqlModelStore(stores.database)
+        versions = Versions(store, blobs, utc_now)
+        feed = Feed(SqlChangeLog(stores.database), utc_now)
         servicer = RegistryServicer(
-            models,
-            Signatures(SqlSignatureStore(stores.database), models, _now),
-            Datasets(SqlDatasetStore(stores.database), blobs, _now),
+            Records(Models(store, utc_now), versions, Aliases(store, utc_now), Holds(store), feed),
+            Signatures(SqlSignatureStore(stores.database), versions, utc_now),
+            Datasets(SqlDatasetStore(stores.database), blobs, utc_now),
             blobs,
             TransferMetrics(metrics),
         )
@@ -46,11 +51,7 @@ async def open_registry(settings: Settings, metrics: CollectorRegistry) -> Async
         def add(server: grpc.aio.Server) -> None:
             add_RegistryServiceServicer_to_server(servicer, server)
 
-        yield GrpcService("maas.registry.v1.RegistryService", add)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+        yield GrpcService("maas.registry.v1.RegistryService", add, feed.close)
 
 
 if __name__ == "__main__":

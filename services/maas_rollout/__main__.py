@@ -38,7 +38,7 @@ async def main(settings: Settings) -> None:
     """Serve until asked to stop."""
     metrics = process_metrics()
     async with open_rollout(settings) as rollout:
-        await serve(settings.process, [rollout.service], metrics, on_stop=rollout.feed.close)
+        await serve(settings.process, [rollout.service], metrics)
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def open_rollout(settings: Settings) -> AsyncIterator[OpenRollout]:
         def add(server: grpc.aio.Server) -> None:
             add_RolloutServiceServicer_to_server(servicer, server)
 
-        yield OpenRollout(GrpcService("maas.rollout.v1.RolloutService", add), feed)
+        yield OpenRollout(GrpcService("maas.rollout.v1.RolloutService", add, feed.close), feed)
 
 
 def _now() -> datetime:

@@ -1,4 +1,4 @@
-"""Calls from one service to another: request id and deadline go along, failures come back as failures."""
+"""Calls from one service to another: request id, deadline and who asks go along, failures come back as failures."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from maas import errors as client_errors
+from maas.actor import ACTOR_HEADER
 from maas_runtime import failures
 from maas_runtime.context import CURRENT_CALL, REQUEST_ID_HEADER
 
@@ -73,6 +74,8 @@ def _with_context(details: grpc.aio.ClientCallDetails, timeout: float | None) ->
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
     if call is not None:
         metadata.add(REQUEST_ID_HEADER, call.request_id)
+        if metadata.get(ACTOR_HEADER) is None:
+            metadata.add(ACTOR_HEADER, call.actor)
     return grpc.aio.ClientCallDetails(
         method=details.method,
         timeout=timeout,

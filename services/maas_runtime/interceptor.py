@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
+from maas.actor import ACTOR_HEADER, actor_or_unknown
 from maas.names import NameInvalid
 from maas_runtime.context import CURRENT_CALL, REQUEST_ID_HEADER, CallContext, request_id_or_new
 from maas_runtime.errors import WireError, internal_error, wire_error
@@ -99,11 +100,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @contextmanager
     def _around(self, method: str, context: Context) -> Iterator[Callable[[Exception], Awaitable[None]]]:
         """Set the call's context, count it, and give what ends it after an exception."""
-        sent = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID_HEADER), None)
+        sent = dict(context.invocation_metadata() or ())
         remaining = context.time_remaining()
         call = CallContext(
-            request_id_or_new(sent if isinstance(sent, str) else None),
+            request_id_or_new(_text(sent.get(REQUEST_ID_HEADER))),
             None if remaining is None else time.monotonic() + remaining,
+            actor_or_unknown(_text(sent.get(ACTOR_HEADER))),
         )
         CURRENT_CALL.set(call)  # each call runs in a task of its own, so there is nothing to put back
         started = time.monotonic()
@@ -128,6 +130,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._metrics.running.dec()
             self._metrics.finished.labels(method, status, reason).inc()
             self._metrics.seconds.labels(method).observe(time.monotonic() - started)
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 class ResourceNameInvalid(InvalidInput):

@@ -44,10 +44,14 @@ class ListenFailed(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class GrpcService:
-    """A service to be offered: its full name and what adds its servicer to a server."""
+    """A service to be offered: its full name, what adds its servicer to a server, and what is called before it stops.
+
+    `on_stop` ends the calls that would never end by themselves, such as watches.
+    """
 
     full_name: str
     add_to: Callable[[grpc.aio.Server], None]
+    on_stop: Callable[[], None] = lambda: None
 
 
 SettingsT = TypeVar("SettingsT")
@@ -90,11 +94,9 @@ async def serve(
     services: Sequence[GrpcService],
     metrics: CollectorRegistry,
     more_metrics: Callable[[], str] = lambda: "",
-    on_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let running calls end for at most `drain_seconds`.
 
-    `on_stop` is called before that: it ends the calls that would never end by themselves, such as watches.
     Raises ListenFailed when the address is taken or cannot be made.
     """
     server, health_servicer = build_server(services, metrics)
@@ -109,7 +111,8 @@ async def serve(
             await stop.wait()
         finally:
             await health_servicer.enter_graceful_shutdown()
-            on_stop()
+            for service in services:
+                service.on_stop()
             await server.stop(settings.drain_seconds)
             logger.info("stopped")
 

@@ -1,5 +1,8 @@
 """Checks requests against the rules that stand in the protos (protovalidate)."""
 
+from collections.abc import Set
+
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from protovalidate import Validator, Violation
 
@@ -10,6 +13,23 @@ class RequestInvalid(InvalidInput):
     """A field breaks a rule of the contract."""
 
     reason = "REQUEST_INVALID"
+
+
+class UpdateMaskInvalid(InvalidInput):
+    """The mask names a field that cannot be changed."""
+
+    reason = "UPDATE_MASK_INVALID"
+
+
+def mask_paths(mask: FieldMask, changeable: Set[str]) -> set[str]:
+    """Return the paths that are to change; without a mask, all that can. Raises UpdateMaskInvalid."""
+    paths = set(mask.paths)
+    if unknown := sorted(paths - changeable):
+        raise UpdateMaskInvalid(
+            f"update_mask: {unknown[0][:100]!r} cannot be changed; use {', '.join(sorted(changeable))}",
+            violations=(FieldViolation("update_mask", "names a field that cannot be changed"),),
+        )
+    return paths or set(changeable)
 
 
 class RequestValidator:

@@ -27,9 +27,11 @@ async def main(settings: JobSettings) -> None:
     ):
         servicer = TrainingServicer(jobs, RegistryServiceStub(registry))
         service = GrpcService(
-            "maas.training.v1.TrainingService", lambda server: add_TrainingServiceServicer_to_server(servicer, server)
+            "maas.training.v1.TrainingService",
+            lambda server: add_TrainingServiceServicer_to_server(servicer, server),
+            jobs.end_watches,
         )
-        await serve(settings.process, [service], metrics, on_stop=jobs.end_watches)
+        await serve(settings.process, [service], metrics)
 
 
 if __name__ == "__main__":

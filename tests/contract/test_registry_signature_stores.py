@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from registry_records import add_model, add_version
 
-from maas.names import BlobName, ModelName, SignatureName, VersionName
-from maas_registry.domain.models import Model
+from maas.names import SignatureName, VersionName
 from maas_registry.domain.signatures import SignatureStore, VersionSignature
-from maas_registry.domain.versions import File, Provenance, Signature, VersionContent
 from maas_registry.storage.memory import MemorySignatureStore
 from maas_registry.storage.sql_models import SqlModelStore
 from maas_registry.storage.sql_signatures import SqlSignatureStore
@@ -22,9 +21,6 @@ from maas_runtime.database.sqlite import SqliteFile
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 FIRST, SECOND = VersionName("a", 1), VersionName("a", 2)
-CONTENT = VersionContent(
-    (File("manifest.json", BlobName("ab" * 32), 1),), Provenance(), Signature("tensors", "", (), (), (), "", ())
-)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
@@ -39,9 +35,9 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     )
     async with open_database(location, MIGRATIONS) as database:
         models = SqlModelStore(database)
-        await models.add_model(Model(ModelName("a"), "", NOW))
+        await add_model(models, "a")
         for _ in (FIRST, SECOND):
-            await models.add_version(ModelName("a"), CONTENT, NOW, "")
+            await add_version(models, "a")
         yield SqlSignatureStore(database)
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_records import add_model, add_version, put_alias
 from sqlalchemy import delete, select, update
 
-from maas.names import AliasName, BlobName, DatasetName, ModelName, VersionName
+from maas.names import BlobName, DatasetName, VersionName
 from maas_package.manifest import TensorSpec
 from maas_registry.domain.blobs import BlobStore
 from maas_registry.domain.datasets import Dataset, DatasetContent, Split
-from maas_registry.domain.models import Alias, Model
+from maas_registry.domain.details import ModelDetails
 from maas_registry.domain.versions import File, Provenance, ServableSpec, Signature, VersionContent
 from maas_registry.storage import tables
 from maas_registry.storage.blob_folder import BlobFolder
@@ -55,19 +56,15 @@ async def fill(database: Database, blobs: BlobStore) -> None:
             await upload.write(content)
             await upload.commit()
     for model_id in ("a", "b"):
-        name = ModelName(model_id)
-        await models.add_model(Model(name, "ü", NOW, {"team": "text"}))
-        await models.add_version(name, VersionContent((FILES[0], FILES[1]), Provenance(), SIGNATURE), NOW, "r")
-        await models.add_version(
-            name,
-            VersionContent((FILES[0], FILES[2]), Provenance(parent_version=VersionName(model_id, 1)), SIGNATURE),
-            NOW,
-            "",
-        )
-        await models.set_alias(Alias(AliasName(model_id, "best"), VersionName(model_id, 2), NOW), 10)
+        await add_model(models, model_id, ModelDetails("ü", {"team": "text"}))
+        first = VersionContent((FILES[0], FILES[1]), Provenance(), SIGNATURE)
+        await add_version(models, model_id, first, request_id="r")
+        child = Provenance(parent_version=VersionName(model_id, 1))
+        await add_version(models, model_id, VersionContent((FILES[0], FILES[2]), child, SIGNATURE))
+        await put_alias(models, "best", VersionName(model_id, 2))
     await datasets.add_dataset(Dataset(DatasetName("reviews"), "", NOW))
-    splits = (Split("train", FILES[3], 10, ("text", "label")),)
-    await datasets.add_dataset_version(DatasetName("reviews"), DatasetContent(splits, ""), NOW, "")
+    splits = (Split("train", FILES[3], 10),)
+    await datasets.add_dataset_version(DatasetName("reviews"), DatasetContent(splits, (), ""), NOW, "")
 
 
 @asynccontextmanager
@@ -167,19 +164,17 @@ async def test_a_registry_moves_with_nothing_lost(source: Stores, target: Stores
     assert (found.rows["versions"], found.blobs, found.hashed) == (4, 4, True)
     assert await rows_of(target) == await rows_of(source)
     for content, name in zip(CONTENTS, NAMES, strict=True):
-        assert b"".join([chunk async for chunk in target.blobs.read(name, 0)]) == content
+        assert b"".join([chunk async for chunk in target.blobs.read(name, 0, len(content))]) == content
     # Again, it finds all done; and what it moved to goes on counting where it was.
     assert (await move(source, target, tell_nobody)).problems == ()
-    made = await SqlModelStore(target.database).add_version(
-        ModelName("a"), VersionContent((FILES[0],), Provenance(), SIGNATURE), NOW, ""
-    )
+    made = await add_version(SqlModelStore(target.database), "a", VersionContent((FILES[0],), Provenance(), SIGNATURE))
     assert made.name.number == 3
     with pytest.raises(TargetInUse, match="went on after a move"):
         await move(source, target, tell_nobody)
 
 
 async def test_a_target_with_other_records_is_left_as_it_is(source: Stores, target: Stores) -> None:
-    await SqlModelStore(target.database).add_model(Model(ModelName("other"), "", NOW))
+    await add_model(SqlModelStore(target.database), "other")
     before = await rows_of(target)
     with pytest.raises(TargetInUse, match="choose an empty database"):
         await move(source, target, tell_nobody)

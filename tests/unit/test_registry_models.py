@@ -5,12 +5,12 @@ import hashlib
 import pickle
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from registry_records import ANN, NOW, ManualClock
 
 from maas.names import AliasName, BlobName, DatasetName, DatasetVersionName, ModelName, VersionName
 from maas_package.manifest import FileEntry, Manifest, ManifestInvalid, PackagePathInvalid, Servable, TensorSpec
@@ -21,7 +21,9 @@ from maas_package.package import (
     PackageFileUnlisted,
     PackageHoldsPickle,
 )
+from maas_registry.domain.alias_rules import Aliases, Holds
 from maas_registry.domain.blobs import BlobNotFound, Blobs
+from maas_registry.domain.changes import Feed
 from maas_registry.domain.datasets import (
     ColumnStatistics,
     DatasetExists,
@@ -37,23 +39,25 @@ from maas_registry.domain.datasets import (
     StatisticsInvalid,
     TextStatistics,
 )
+from maas_registry.domain.details import ModelDetails
+from maas_registry.domain.listing import NEWEST_FIRST, Query
+from maas_registry.domain.model_rules import Models
 from maas_registry.domain.models import (
     MAX_ALIASES,
     AliasNotFound,
     ModelExists,
     ModelNotFound,
-    Models,
     TooManyAliases,
     VersionNotFound,
     VersionOfOtherModel,
 )
 from maas_registry.domain.package_check import PackageFileRepeated
 from maas_registry.domain.parquet_file import Column
+from maas_registry.domain.version_rules import Versions
 from maas_registry.domain.versions import Provenance, ServableSpec, VersionDraft
 from maas_registry.storage.memory import MemoryBlobStore, MemoryDatasetStore, MemoryModelStore
 from maas_runtime.failures import Failure
 
-NOW = datetime(2024, 5, 6, tzinfo=UTC)
 A, B = ModelName("a"), ModelName("b")
 ONNX = b"\x0a\x22onnx, as far as the registry looks"
 
@@ -69,8 +73,14 @@ class Registry:
 
     def __init__(self) -> None:
         self.blobs = Blobs(MemoryBlobStore(), max_bytes=2**20)
-        self.models = Models(MemoryModelStore(), self.blobs, lambda: NOW)
-        self.datasets = Datasets(MemoryDatasetStore(), self.blobs, lambda: NOW)
+        self.clock = ManualClock()
+        store = MemoryModelStore(self.clock)
+        self.models = Models(store, self.clock)
+        self.versions = Versions(store, self.blobs, self.clock)
+        self.aliases = Aliases(store, self.clock)
+        self.holds = Holds(store)
+        self.feed = Feed(store, self.clock, look_again_seconds=0.01, heartbeat_seconds=0.02)
+        self.datasets = Datasets(MemoryDatasetStore(), self.blobs, self.clock)
 
     async def put(self, content: bytes) -> BlobName:
         async def chunks() -> AsyncIterator[bytes]:
@@ -108,25 +118,25 @@ def manifest_of(files: dict[str, bytes]) -> Manifest:
 async def registry() -> Registry:
     registry = Registry()
     for name in (A, B):
-        await registry.models.create(name, "", {})
+        await registry.models.create(name, ModelDetails(), ANN)
     return registry
 
 
 async def test_a_version_carries_the_signature_and_sizes_of_its_package(registry: Registry) -> None:
     draft = await registry.draft({"servables/model.onnx": ONNX})
-    version = await registry.models.create_version(A, draft, "")
+    version = await registry.versions.create(A, draft, "", ANN)
     signature = version.content.signature
     assert signature.servables == (ServableSpec("onnxruntime", "fp32", "servables/model.onnx", len(ONNX)),)
     assert (signature.task, signature.labels) == ("text-classification", ("negative", "positive"))
     assert (signature.architecture, signature.text_input) == ("", "")
     assert version.size_bytes == len(ONNX) + len(manifest_of({"servables/model.onnx": ONNX}).to_json())
-    assert await registry.models.get_version(version.name) == version
+    assert await registry.versions.get(version.name) == version
 
 
 async def package_failure(registry: Registry, draft: VersionDraft) -> type[Failure]:
     with pytest.raises(Failure) as caught:
-        await registry.models.create_version(A, draft, "")
-    assert await registry.models.list_versions(A, None, 10) == []
+        await registry.versions.create(A, draft, "", ANN)
+    assert (await registry.versions.list(A, Query(NEWEST_FIRST), None, 10)).items == []
     return caught.type
 
 
@@ -182,52 +192,52 @@ async def test_a_pickle_is_refused_under_any_name(registry: Registry, path: str)
 
 
 async def test_a_request_id_is_answered_with_what_it_made_without_looking_at_the_package(registry: Registry) -> None:
-    made = await registry.models.create_version(A, await registry.draft({"a.onnx": ONNX}), "once")
-    assert await registry.models.create_version(A, VersionDraft(()), "once") == made
+    made = await registry.versions.create(A, await registry.draft({"a.onnx": ONNX}), "once", ANN)
+    assert await registry.versions.create(A, VersionDraft(()), "once", ANN) == made
 
 
 async def test_a_version_of_a_model_that_is_not_there_is_not_found(registry: Registry) -> None:
     with pytest.raises(ModelNotFound):
-        await registry.models.create_version(ModelName("c"), await registry.draft({"a.onnx": ONNX}), "")
+        await registry.versions.create(ModelName("c"), await registry.draft({"a.onnx": ONNX}), "", ANN)
 
 
 async def test_a_parent_has_to_be_a_version_of_the_same_model(registry: Registry) -> None:
-    parent = (await registry.models.create_version(A, await registry.draft({"a.onnx": ONNX}), "")).name
+    parent = (await registry.versions.create(A, await registry.draft({"a.onnx": ONNX}), "", ANN)).name
     child = await registry.draft({"a.onnx": ONNX}, provenance=Provenance(parent_version=parent))
-    assert (await registry.models.create_version(A, child, "")).content.provenance.parent_version == parent
+    assert (await registry.versions.create(A, child, "", ANN)).content.provenance.parent_version == parent
     with pytest.raises(VersionOfOtherModel):
-        await registry.models.create_version(B, child, "")
+        await registry.versions.create(B, child, "", ANN)
     orphan = await registry.draft({"a.onnx": ONNX}, provenance=Provenance(parent_version=VersionName("a", 9)))
     with pytest.raises(VersionNotFound):
-        await registry.models.create_version(A, orphan, "")
+        await registry.versions.create(A, orphan, "", ANN)
 
 
 async def test_fifty_clients_at_once_get_fifty_versions(registry: Registry) -> None:
     draft = await registry.draft({"a.onnx": ONNX})
-    made = await asyncio.gather(*(registry.models.create_version(A, draft, f"r{n}") for n in range(50)))
+    made = await asyncio.gather(*(registry.versions.create(A, draft, f"r{n}", ANN) for n in range(50)))
     assert sorted(version.name.number for version in made) == list(range(1, 51))
 
 
 async def test_a_model_is_stored_once(registry: Registry) -> None:
     with pytest.raises(ModelExists):
-        await registry.models.create(A, "", {})
+        await registry.models.create(A, ModelDetails(), ANN)
     with pytest.raises(ModelNotFound):
         await registry.models.get(ModelName("c"))
 
 
 async def test_an_alias_names_a_version_of_its_own_model(registry: Registry) -> None:
-    version = await registry.models.create_version(A, await registry.draft({"a.onnx": ONNX}), "")
+    version = await registry.versions.create(A, await registry.draft({"a.onnx": ONNX}), "", ANN)
     name = AliasName("a", "best")
-    alias = await registry.models.set_alias(name, version.name)
+    alias = await registry.aliases.set(name, version.name, ANN)
     assert alias.update_time == NOW
-    assert await registry.models.get_version(name) == version
+    assert await registry.versions.get(name) == version
     with pytest.raises(VersionOfOtherModel):
-        await registry.models.set_alias(AliasName("b", "best"), version.name)
+        await registry.aliases.set(AliasName("b", "best"), version.name, ANN)
     with pytest.raises(VersionNotFound):
-        await registry.models.set_alias(name, VersionName("a", 2))
-    await registry.models.delete_alias(name)
+        await registry.aliases.set(name, VersionName("a", 2), ANN)
+    await registry.aliases.delete(name, "", ANN)
     with pytest.raises(AliasNotFound):
-        await registry.models.delete_alias(name)
+        await registry.aliases.delete(name, "", ANN)
 
 
 async def test_what_is_missing_is_named_as_precisely_as_it_can_be(registry: Registry) -> None:
@@ -238,18 +248,19 @@ async def test_what_is_missing_is_named_as_precisely_as_it_can_be(registry: Regi
         (AliasName("c", "best"), ModelNotFound),
     ):
         with pytest.raises(kind):
-            await registry.models.get_version(name)
-    for call in (registry.models.list_versions, registry.models.list_aliases):
-        with pytest.raises(ModelNotFound):
-            await call(ModelName("c"), None, 10)
+            await registry.versions.get(name)
+    with pytest.raises(ModelNotFound):
+        await registry.versions.list(ModelName("c"), Query(NEWEST_FIRST), None, 10)
+    with pytest.raises(ModelNotFound):
+        await registry.aliases.list(ModelName("c"), None, 10)
 
 
 async def test_a_model_has_at_most_a_hundred_aliases(registry: Registry) -> None:
-    version = await registry.models.create_version(A, await registry.draft({"a.onnx": ONNX}), "")
+    version = await registry.versions.create(A, await registry.draft({"a.onnx": ONNX}), "", ANN)
     for number in range(MAX_ALIASES):
-        await registry.models.set_alias(AliasName("a", f"n{number}"), version.name)
+        await registry.aliases.set(AliasName("a", f"n{number}"), version.name, ANN)
     with pytest.raises(TooManyAliases):
-        await registry.models.set_alias(AliasName("a", "more"), version.name)
+        await registry.aliases.set(AliasName("a", "more"), version.name, ANN)
 
 
 async def test_a_dataset_version_carries_the_sizes_of_its_files(registry: Registry) -> None:

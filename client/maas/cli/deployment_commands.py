@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maas.actor import this_user
 from maas.cli import serving_options as serving
-from maas.cli.options import Endpoint, Json, connected, who_asks
+from maas.cli.options import Endpoint, Json, connected
 from maas.cli.output import ago_text, last_segment, say, short_version, state_text, write_json, write_table
 from maas.errors import InvalidInputError
 
@@ -70,7 +71,7 @@ def deploy(
     )
     with connected(endpoint) as client:
         deployment = client.deploy(
-            name, targets, serving=settings, reset_serving=reset_serving, actor=who_asks(), reason=reason
+            name, targets, serving=settings, reset_serving=reset_serving, actor=this_user(), reason=reason
         )
         if not no_wait:
             deployment = _wait(client, name, timeout)
@@ -84,7 +85,7 @@ def deploy(
 def undeploy(name: Name, reason: Reason = "", endpoint: Endpoint = None, as_json: Json = False) -> None:
     """End a deployment. The record of what changed it stays."""
     with connected(endpoint) as client:
-        client.undeploy(name, actor=who_asks(), reason=reason)
+        client.undeploy(name, actor=this_user(), reason=reason)
     if as_json:
         write_json({"deleted": f"deployments/{name}"})
     else:

@@ -57,15 +57,3 @@ def connected(endpoint: str | None, *, retry_seconds: float = _RETRY_SECONDS) ->
         if not is_unreachable(error, address):
             raise
         raise ClusterUnreachable(address) from error
-
-
-def who_asks() -> str:
-    """Return user and host, for the record of what changed traffic."""
-    import getpass
-    import socket
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container without a user database
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"[:255]

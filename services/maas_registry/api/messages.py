@@ -1,13 +1,15 @@
 """Messages to domain values and back."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from maas.names import BlobName, DatasetVersionName, JobName, VersionName
-from maas.registry.v1 import blob_pb2, dataset_pb2, model_pb2, version_pb2, version_signature_pb2
+from maas.names import AliasName, BlobName, DatasetVersionName, JobName, ModelName, VersionName
+from maas.registry.v1 import blob_pb2, change_pb2, dataset_pb2, model_pb2, version_pb2, version_signature_pb2
+from maas.registry.v1 import registry_service_pb2 as messages
 from maas_package.manifest import TensorSpec
 from maas_registry.domain.blobs import Blob, BlobState
+from maas_registry.domain.changes import Change, ChangeKind
 from maas_registry.domain.datasets import (
     ColumnStatistics,
     Dataset,
@@ -17,36 +19,61 @@ from maas_registry.domain.datasets import (
     SplitDraft,
     TextStatistics,
 )
-from maas_registry.domain.models import Alias, Model
+from maas_registry.domain.details import (
+    Evaluation,
+    Measurement,
+    ModelDetails,
+    VersionDetails,
+    VersionState,
+)
+from maas_registry.domain.models import Alias, Hold, Model
 from maas_registry.domain.signatures import VersionSignature
 from maas_registry.domain.versions import (
     CompressionReport,
-    Evaluation,
     File,
-    Measurement,
     Provenance,
     ServableSpec,
     Signature,
     Version,
     VersionDraft,
 )
+from maas_runtime.failures import InvalidInput
+
+
+class TimeInvalid(InvalidInput):
+    """A time is not one of the years 1 to 9999."""
+
+    reason = "TIME_INVALID"
+
+
+_PROTO_OF_STATE = {
+    VersionState.PENDING: version_pb2.VERSION_STATE_PENDING,
+    VersionState.READY: version_pb2.VERSION_STATE_READY,
+    VersionState.ARCHIVED: version_pb2.VERSION_STATE_ARCHIVED,
+}
+_STATE_OF_PROTO = {value: state for state, value in _PROTO_OF_STATE.items()}
+_PROTO_OF_KIND = {kind: change_pb2.ChangeKind.Value(f"CHANGE_KIND_{kind.name}") for kind in ChangeKind}
 
 
 def model_to_proto(model: Model) -> model_pb2.Model:
     """Return the message."""
-    return model_pb2.Model(
-        name=str(model.name),
-        description=model.description,
-        tags=model.tags,
-        latest_version=_text(model.latest_version),
-        version_count=model.version_count,
-        create_time=_timestamp(model.create_time),
-    )
+    message = _model_details_to_proto(model.name, model.details, model.update_time, model.etag)
+    message.latest_version = _text(model.latest_version)
+    message.version_count = model.version_count
+    message.create_time.CopyFrom(_timestamp(model.create_time))
+    return message
+
+
+def model_details_from_proto(message: model_pb2.Model) -> ModelDetails:
+    """Return what may be said of a model."""
+    return ModelDetails(message.description, dict(message.tags))
 
 
 def alias_to_proto(alias: Alias) -> model_pb2.Alias:
     """Return the message."""
-    return model_pb2.Alias(name=str(alias.name), version=str(alias.version), update_time=_timestamp(alias.update_time))
+    return model_pb2.Alias(
+        name=str(alias.name), version=str(alias.version), update_time=_timestamp(alias.update_time), etag=alias.etag
+    )
 
 
 def draft_from_proto(message: version_pb2.Version) -> VersionDraft:
@@ -55,37 +82,48 @@ def draft_from_proto(message: version_pb2.Version) -> VersionDraft:
         members=tuple((file.path, BlobName.parse(file.blob)) for file in message.files),
         provenance=Provenance(
             parent_version=VersionName.parse(message.parent_version) if message.parent_version else None,
-            description=message.description,
             source_job=JobName.parse(message.source_job) if message.source_job else None,
             dataset_version=DatasetVersionName.parse(message.dataset_version) if message.dataset_version else None,
             recipe=tuple(message.recipe),
-            evaluation=_evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
+            evaluation=evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
             compression_report=_report_from_proto(message.compression_report)
             if message.HasField("compression_report")
             else None,
+            code_revision=message.code_revision,
         ),
+        details=version_details_from_proto(message),
+    )
+
+
+def version_details_from_proto(message: version_pb2.Version) -> VersionDetails:
+    """Return what may be said of a version; one without a state is to be ready."""
+    return VersionDetails(
+        message.description, dict(message.tags), _STATE_OF_PROTO.get(message.state, VersionState.READY)
     )
 
 
 def version_to_proto(version: Version) -> version_pb2.Version:
     """Return the message."""
     provenance = version.content.provenance
-    return version_pb2.Version(
-        name=str(version.name),
-        files=[_file_to_proto(file) for file in version.content.files],
-        parent_version=_text(provenance.parent_version),
-        description=provenance.description,
-        source_job=_text(provenance.source_job),
-        dataset_version=_text(provenance.dataset_version),
-        recipe=provenance.recipe,
-        evaluation=None if provenance.evaluation is None else _evaluation_to_proto(provenance.evaluation),
-        compression_report=None
-        if provenance.compression_report is None
-        else _report_to_proto(provenance.compression_report),
-        signature=_signature_to_proto(version.content.signature),
-        size_bytes=version.size_bytes,
-        create_time=_timestamp(version.create_time),
+    message = _version_details_to_proto(version.name, version.details, version.update_time, version.etag)
+    message.MergeFrom(
+        version_pb2.Version(
+            files=[_file_to_proto(file) for file in version.content.files],
+            parent_version=_text(provenance.parent_version),
+            source_job=_text(provenance.source_job),
+            dataset_version=_text(provenance.dataset_version),
+            recipe=provenance.recipe,
+            evaluation=None if provenance.evaluation is None else _evaluation_to_proto(provenance.evaluation),
+            compression_report=None
+            if provenance.compression_report is None
+            else _report_to_proto(provenance.compression_report),
+            code_revision=provenance.code_revision,
+            signature=_signature_to_proto(version.content.signature),
+            size_bytes=version.size_bytes,
+            create_time=_timestamp(version.create_time),
+        )
     )
+    return message
 
 
 def signature_to_proto(
@@ -98,6 +136,41 @@ def signature_to_proto(
         bundle=signature.bundle if with_bundle else b"",
         create_time=_timestamp(signature.create_time),
     )
+
+
+def hold_to_proto(hold: Hold) -> messages.Hold:
+    """Return the message."""
+    return messages.Hold(holder=str(hold.holder), version=str(hold.version))
+
+
+def change_to_proto(change: Change) -> change_pb2.Change:
+    """Return the message."""
+    message = change_pb2.Change(
+        name=f"changes/{change.sequence}",
+        time=_timestamp(change.time),
+        actor=change.author.actor,
+        reason=change.author.reason,
+        resource=str(change.resource),
+        kind=_PROTO_OF_KIND[change.kind],
+        previous_version=_text(change.previous) if isinstance(change.previous, VersionName) else "",
+    )
+    etag = str(change.sequence)
+    match change.resource, change.state:
+        case ModelName() as name, ModelDetails() as details:
+            message.model.CopyFrom(_model_details_to_proto(name, details, change.time, etag))
+        case VersionName() as name, VersionDetails() as details:
+            message.version.CopyFrom(_version_details_to_proto(name, details, change.time, etag))
+        case AliasName() as name, VersionName() as version:
+            message.alias.CopyFrom(alias_to_proto(Alias(name, version, change.time, change.sequence)))
+    return message
+
+
+def time_from_proto(message: Timestamp) -> datetime:
+    """Return a time of the years 1 to 9999. Raises TimeInvalid."""
+    try:
+        return message.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise TimeInvalid("a time is not one of the years 1 to 9999") from error
 
 
 def dataset_to_proto(dataset: Dataset) -> dataset_pb2.Dataset:
@@ -230,7 +303,8 @@ def _servable_to_proto(servable: ServableSpec) -> version_pb2.ServableSpec:
     )
 
 
-def _evaluation_from_proto(message: version_pb2.Evaluation) -> Evaluation:
+def evaluation_from_proto(message: version_pb2.Evaluation) -> Evaluation:
+    """Return an evaluation without a time. Raises NameInvalid."""
     return Evaluation(
         metric=message.metric,
         value=message.value,
@@ -251,10 +325,12 @@ def _evaluation_to_proto(evaluation: Evaluation) -> version_pb2.Evaluation:
         row_count=evaluation.row_count,
         dataset_version=str(evaluation.dataset_version),
         split=evaluation.split,
+        create_time=None if evaluation.create_time is None else _timestamp(evaluation.create_time),
     )
 
 
-def _measurement_from_proto(message: version_pb2.Measurement) -> Measurement:
+def measurement_from_proto(message: version_pb2.Measurement) -> Measurement:
+    """Return a measurement without a time."""
     return Measurement(
         servable_bytes=message.servable_bytes,
         package_bytes=message.package_bytes,
@@ -281,15 +357,16 @@ def _measurement_to_proto(measurement: Measurement) -> version_pb2.Measurement:
         peak_memory_bytes=measurement.peak_memory_bytes,
         engine=measurement.engine,
         hardware=measurement.hardware,
+        create_time=None if measurement.create_time is None else _timestamp(measurement.create_time),
     )
 
 
 def _report_from_proto(message: version_pb2.CompressionReport) -> CompressionReport:
     return CompressionReport(
-        before=_measurement_from_proto(message.before),
-        after=_measurement_from_proto(message.after),
-        quality_before=_evaluation_from_proto(message.quality_before),
-        quality_after=_evaluation_from_proto(message.quality_after),
+        before=measurement_from_proto(message.before),
+        after=measurement_from_proto(message.after),
+        quality_before=evaluation_from_proto(message.quality_before),
+        quality_after=evaluation_from_proto(message.quality_after),
         agreement=message.agreement,
         smaller=message.smaller,
         faster=message.faster,
@@ -308,6 +385,44 @@ def _report_to_proto(report: CompressionReport) -> version_pb2.CompressionReport
         faster=report.faster,
         verdict=report.verdict,
     )
+
+
+def _model_details_to_proto(
+    name: ModelName, details: ModelDetails, update_time: datetime, etag: str
+) -> model_pb2.Model:
+    message = model_pb2.Model(
+        name=str(name),
+        description=details.description,
+        tags=details.tags,
+        update_time=_timestamp(update_time),
+        etag=etag,
+    )
+    if details.deletion is not None:
+        message.delete_time.CopyFrom(_timestamp(details.deletion.delete_time))
+        message.expire_time.CopyFrom(_timestamp(details.deletion.expire_time))
+    return message
+
+
+def _version_details_to_proto(
+    name: VersionName, details: VersionDetails, update_time: datetime, etag: str
+) -> version_pb2.Version:
+    message = version_pb2.Version(
+        name=str(name),
+        description=details.description,
+        tags=details.tags,
+        state=_PROTO_OF_STATE[details.state],
+        evaluations=[_evaluation_to_proto(one) for one in details.evaluations],
+        measurements=[_measurement_to_proto(one) for one in details.measurements],
+        held_by=[str(holder) for holder in details.held_by],
+        update_time=_timestamp(update_time),
+        etag=etag,
+    )
+    if (deletion := details.deletion) is not None:
+        message.delete_time.CopyFrom(_timestamp(deletion.delete_time))
+        message.expire_time.CopyFrom(_timestamp(deletion.expire_time))
+        if deletion.purge_time is not None:
+            message.purge_time.CopyFrom(_timestamp(deletion.purge_time))
+    return message
 
 
 def _text(name: object | None) -> str:

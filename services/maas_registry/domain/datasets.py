@@ -9,7 +9,7 @@ from typing import Protocol
 from maas.names import BlobName, DatasetName, DatasetVersionName
 from maas_package.manifest import check_path
 from maas_registry.domain.blobs import Blobs
-from maas_registry.domain.models import Clock
+from maas_registry.domain.changes import Clock
 from maas_registry.domain.parquet_file import Column, ParquetInvalid, ParquetShape, read_parquet_shape
 from maas_registry.domain.versions import File
 from maas_runtime.failures import AlreadyExists, FieldViolation, InvalidInput, NotFound

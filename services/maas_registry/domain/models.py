@@ -1,19 +1,16 @@
-"""Models, their versions, and aliases that point to versions."""
+"""Models, aliases and holds, as values, and what may be wrong with a request about them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from maas.names import AliasName, ModelName, VersionName
-from maas_registry.domain.blobs import Blobs
-from maas_registry.domain.package_check import check_package
-from maas_registry.domain.versions import Version, VersionContent, VersionDraft
-from maas_runtime.failures import AlreadyExists, InvalidInput, NotAllowedNow, NotFound
+from maas.names import AliasName, DeploymentName, ModelName, VersionName
+from maas_registry.domain.details import Deletion, ModelDetails
+from maas_runtime.failures import AlreadyExists, Conflict, InvalidInput, NotAllowedNow, NotFound
 
 MAX_ALIASES = 100
-
-Clock: TypeAlias = Callable[[], datetime]
+MAX_FINDINGS = 100
+"""Evaluations that a version may have been given later, and measurements."""
+KEPT_AFTER_DELETION = timedelta(days=30)
 
 
 class ModelNotFound(NotFound):
@@ -35,7 +32,7 @@ class AliasNotFound(NotFound):
 
 
 class ModelExists(AlreadyExists):
-    """There is a model of that name."""
+    """There is a model of that name, or was one."""
 
     reason = "MODEL_EXISTS"
 
@@ -52,20 +49,78 @@ class TooManyAliases(NotAllowedNow):
     reason = "TOO_MANY_ALIASES"
 
 
+class TooManyFindings(NotAllowedNow):
+    """The version has as many evaluations or measurements as a version may have."""
+
+    reason = "TOO_MANY_FINDINGS"
+
+
+class RecordChanged(Conflict):
+    """Somebody else changed it since it was read."""
+
+    reason = "RECORD_CHANGED"
+
+
+class ModelDeleted(NotAllowedNow):
+    """The model is deleted."""
+
+    reason = "MODEL_DELETED"
+
+
+class VersionDeleted(NotAllowedNow):
+    """The version is deleted."""
+
+    reason = "VERSION_DELETED"
+
+
+class NotDeleted(NotAllowedNow):
+    """What is not deleted cannot be brought back."""
+
+    reason = "NOT_DELETED"
+
+
+class DeletionExpired(NotAllowedNow):
+    """It was deleted too long ago to be brought back."""
+
+    reason = "DELETION_EXPIRED"
+
+
+class StateTransitionIllegal(NotAllowedNow):
+    """A version cannot come into this state from the one that it is in."""
+
+    reason = "STATE_TRANSITION_ILLEGAL"
+
+
+class VersionInUse(NotAllowedNow):
+    """The version, or one of the model, is a parent, has an alias, or is deployed."""
+
+    reason = "VERSION_IN_USE"
+
+
+class VersionNotDeployable(NotAllowedNow):
+    """Only a version that is ready may be deployed."""
+
+    reason = "VERSION_NOT_DEPLOYABLE"
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A line of versions. Versions count from 1 and are never removed, so their number is also how many there are."""
+    """A line of versions. Versions count from 1 and their records stay, so a count is also the newest number."""
 
     name: ModelName
-    description: str
+    details: ModelDetails
     create_time: datetime
-    tags: dict[str, str] = field(default_factory=dict)
+    update_time: datetime
+    revision: int
+    """Number of the change that made it what it is."""
     version_count: int = 0
+    latest_version: VersionName | None = None
+    """The newest version that can be deployed; None while there is none."""
 
     @property
-    def latest_version(self) -> VersionName | None:
-        """The newest version; None while there is none."""
-        return VersionName(self.name.model_id, self.version_count) if self.version_count else None
+    def etag(self) -> str:
+        """Changes with each change of the model, and never comes back."""
+        return str(self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,154 +130,52 @@ class Alias:
     name: AliasName
     version: VersionName
     update_time: datetime
+    revision: int
+
+    @property
+    def etag(self) -> str:
+        """Changes with each move, and never comes back."""
+        return str(self.revision)
 
 
-class ModelStore(Protocol):
-    """Where models are kept. Each method is one transaction; what it returned is on disk."""
+@dataclass(frozen=True, slots=True, order=True)
+class Hold:
+    """A deployment serves a version, which has to stay meanwhile."""
 
-    async def add_model(self, model: Model) -> bool:
-        """Store a model without versions; False, and nothing stored, when there is one of that name."""
-        ...
+    holder: DeploymentName
+    version: VersionName
 
-    async def get_model(self, name: ModelName) -> Model | None:
-        """Return the model; None when there is none."""
-        ...
+    def __str__(self) -> str:
+        return f"{self.holder} {self.version}"
 
-    async def list_models(self, after: ModelName | None, limit: int) -> Sequence[Model]:
-        """Return the first models behind `after`, ordered by name."""
-        ...
-
-    async def add_version(
-        self, model: ModelName, content: VersionContent, create_time: datetime, request_id: str
-    ) -> Version:
-        """Store a version with the next number; with a request id that made one before, return that one."""
-        ...
-
-    async def get_version(self, name: VersionName) -> Version | None:
-        """Return the version; None when there is none."""
-        ...
-
-    async def get_version_of_alias(self, name: AliasName) -> Version | None:
-        """Return the version that the alias points to; None when there is no such alias."""
-        ...
-
-    async def get_version_of_request(self, model: ModelName, request_id: str) -> Version | None:
-        """Return the version that was made with the request id; None when there is none."""
-        ...
-
-    async def list_versions(self, model: ModelName, before: VersionName | None, limit: int) -> Sequence[Version]:
-        """Return the newest versions older than `before`, newest first."""
-        ...
-
-    async def set_alias(self, alias: Alias, max_aliases: int) -> bool:
-        """Store or move an alias; False, and nothing stored, when it would be one too many for its model."""
-        ...
-
-    async def list_aliases(self, model: ModelName, after: AliasName | None, limit: int) -> Sequence[Alias]:
-        """Return the first aliases behind `after`, ordered by name."""
-        ...
-
-    async def delete_alias(self, name: AliasName) -> bool:
-        """Remove an alias; False when there is none."""
-        ...
+    @classmethod
+    def parse(cls, text: str) -> "Hold":
+        """Raises NameInvalid."""
+        holder, _, version = text.partition(" ")
+        return cls(DeploymentName.parse(holder), VersionName.parse(version))
 
 
-class Models:
-    """The rules of models, versions and aliases."""
-
-    def __init__(self, store: ModelStore, blobs: Blobs, clock: Clock) -> None:
-        self._store = store
-        self._blobs = blobs
-        self._clock = clock
-
-    async def create(self, name: ModelName, description: str, tags: dict[str, str]) -> Model:
-        """Store a model without versions. Raises ModelExists."""
-        model = Model(name, description, self._clock(), tags)
-        if not await self._store.add_model(model):
-            raise ModelExists(f"{name} is there already", name=str(name))
-        return model
-
-    async def get(self, name: ModelName) -> Model:
-        """Return the model. Raises ModelNotFound."""
-        model = await self._store.get_model(name)
-        if model is None:
-            raise ModelNotFound(f"there is no {name}: `maas models ls` shows those there are", name=str(name))
-        return model
-
-    async def list(self, after: ModelName | None, limit: int) -> Sequence[Model]:
-        """Return the first models behind `after`, ordered by name."""
-        return await self._store.list_models(after, limit)
-
-    async def create_version(self, model: ModelName, draft: VersionDraft, request_id: str) -> Version:
-        """Check the package and store it with the next number; a request id that was seen returns its version.
-
-        Raises ModelNotFound, VersionNotFound, VersionOfOtherModel, BlobNotFound, or what is wrong with the package.
-        """
-        await self.get(model)
-        if request_id and (made := await self._store.get_version_of_request(model, request_id)):
-            return made
-        parent = draft.provenance.parent_version
-        if parent is not None:
-            _check_same_model("version.parent_version", parent, model)
-            await self.get_version(parent)
-        files, signature = await check_package(draft, self._blobs)
-        content = VersionContent(files, draft.provenance, signature)
-        return await self._store.add_version(model, content, self._clock(), request_id)
-
-    async def get_version(self, name: VersionName | AliasName) -> Version:
-        """Return the version, or the one an alias points to.
-
-        Raises ModelNotFound, VersionNotFound or AliasNotFound.
-        """
-        match name:
-            case VersionName():
-                version = await self._store.get_version(name)
-            case AliasName():
-                version = await self._store.get_version_of_alias(name)
-        if version is not None:
-            return version
-        model = await self.get(name.model)
-        raise _missing(name, model)
-
-    async def list_versions(self, model: ModelName, before: VersionName | None, limit: int) -> Sequence[Version]:
-        """Return the newest versions older than `before`, newest first. Raises ModelNotFound."""
-        await self.get(model)
-        return await self._store.list_versions(model, before, limit)
-
-    async def set_alias(self, name: AliasName, version: VersionName) -> Alias:
-        """Point an alias to a version of its model.
-
-        Raises ModelNotFound, VersionNotFound, VersionOfOtherModel or TooManyAliases.
-        """
-        _check_same_model("version", version, name.model)
-        await self.get_version(version)
-        alias = Alias(name, version, self._clock())
-        if not await self._store.set_alias(alias, MAX_ALIASES):
-            raise TooManyAliases(
-                f"{name.model} has {MAX_ALIASES} aliases: remove one that nobody uses", name=str(name.model)
-            )
-        return alias
-
-    async def list_aliases(self, model: ModelName, after: AliasName | None, limit: int) -> Sequence[Alias]:
-        """Return the first aliases behind `after`, ordered by name. Raises ModelNotFound."""
-        await self.get(model)
-        return await self._store.list_aliases(model, after, limit)
-
-    async def delete_alias(self, name: AliasName) -> None:
-        """Remove an alias; the version stays. Raises AliasNotFound."""
-        if not await self._store.delete_alias(name):
-            raise AliasNotFound(f"there is no {name}", name=str(name))
+def deletion_at(now: datetime) -> Deletion:
+    """Return the deletion of what is deleted now."""
+    return Deletion(now, now + KEPT_AFTER_DELETION)
 
 
-def _check_same_model(field_name: str, version: VersionName, model: ModelName) -> None:
-    if version.model != model:
-        raise VersionOfOtherModel(f"{field_name}: {version} is not a version of {model}")
+def check_etag(subject: Model | Alias, etag: str) -> None:
+    """Raise RecordChanged when an etag is given that is not the present one."""
+    if etag and etag != subject.etag:
+        raise record_changed(str(subject.name))
 
 
-def _missing(name: VersionName | AliasName, model: Model) -> NotFound:
-    match name:
-        case VersionName():
-            newest = model.latest_version or "none yet"
-            return VersionNotFound(f"there is no {name}; the newest is {newest}", name=str(name))
-        case AliasName():
-            return AliasNotFound(f"there is no {name}: `maas models alias` sets one", name=str(name))
+def record_changed(name: str) -> RecordChanged:
+    """Return the failure of a change that is based on what is no more."""
+    return RecordChanged(f"{name} was changed by somebody else: read it again, then change it")
+
+
+def check_can_come_back(name: ModelName | VersionName, deletion: Deletion | None, now: datetime) -> None:
+    """Raise NotDeleted or DeletionExpired."""
+    if deletion is None:
+        raise NotDeleted(f"{name} is not deleted", name=str(name))
+    if deletion.expire_time <= now or deletion.purge_time is not None:
+        raise DeletionExpired(
+            f"{name} was deleted more than {KEPT_AFTER_DELETION.days} days ago: store it again", name=str(name)
+        )

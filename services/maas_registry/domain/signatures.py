@@ -7,7 +7,8 @@ from typing import Protocol
 
 from maas.names import SignatureName, VersionName
 from maas.signatures import PublicKey, PublicKeyInvalid, SignatureInvalid, verify
-from maas_registry.domain.models import Clock, Models
+from maas_registry.domain.changes import Clock
+from maas_registry.domain.version_rules import Versions
 from maas_runtime.failures import InvalidInput, NotAllowedNow, NotFound
 
 MAX_SIGNATURES = 16
@@ -63,9 +64,9 @@ class SignatureStore(Protocol):
 class Signatures:
     """The rules of signatures."""
 
-    def __init__(self, store: SignatureStore, models: Models, clock: Clock) -> None:
+    def __init__(self, store: SignatureStore, versions: Versions, clock: Clock) -> None:
         self._store = store
-        self._models = models
+        self._versions = versions
         self._clock = clock
 
     async def create(self, name: VersionName, public_key: str, bundle: bytes) -> VersionSignature:
@@ -73,7 +74,7 @@ class Signatures:
 
         Raises ModelNotFound, VersionNotFound, SignatureRefused or TooManySignatures.
         """
-        version = await self._models.get_version(name)
+        version = await self._versions.get(name)
         members = {file.path: file.blob.sha256 for file in version.content.files}
         try:
             key = PublicKey.parse(public_key)
@@ -93,10 +94,10 @@ class Signatures:
         signature = await self._store.get(name)
         if signature is not None:
             return signature
-        await self._models.get_version(name.version)
+        await self._versions.get(name.version)
         raise SignatureNotFound(f"{name.version} has no signature of key {name.fingerprint}", name=str(name))
 
     async def list(self, version: VersionName, after: SignatureName | None, limit: int) -> Sequence[VersionSignature]:
         """Return the first signatures behind `after`, ordered by name. Raises ModelNotFound or VersionNotFound."""
-        await self._models.get_version(version)
+        await self._versions.get(version)
         return await self._store.list(version, after, limit)

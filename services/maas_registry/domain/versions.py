@@ -1,10 +1,11 @@
 """A version of a model, as a value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from maas.names import BlobName, DatasetVersionName, JobName, VersionName
 from maas_package.manifest import TensorSpec
+from maas_registry.domain.details import Evaluation, Measurement, VersionDetails
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +41,6 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Quality on held-out rows, with its 95 % confidence interval."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    row_count: int
-    dataset_version: DatasetVersionName
-    split: str
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Size and speed of a version on the engine that serves it."""
-
-    servable_bytes: int
-    package_bytes: int
-    parameter_count: int
-    nonzero_share: float
-    latency_p50_ms: float
-    latency_p99_ms: float
-    throughput_rows: float
-    peak_memory_bytes: int
-    engine: str
-    hardware: str
-
-
-@dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What compression changed; both sides measured in one run."""
 
@@ -84,15 +56,15 @@ class CompressionReport:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What the maker of a version says of it."""
+    """What the maker of a version says of it once and for all."""
 
     parent_version: VersionName | None = None
-    description: str = ""
     source_job: JobName | None = None
     dataset_version: DatasetVersionName | None = None
     recipe: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
     compression_report: CompressionReport | None = None
+    code_revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +73,7 @@ class VersionDraft:
 
     members: tuple[tuple[str, BlobName], ...]
     provenance: Provenance = Provenance()
+    details: VersionDetails = field(default_factory=VersionDetails)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +87,27 @@ class VersionContent:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A stored version; it never changes."""
+    """A stored version. Its content never changes; its details may."""
 
     name: VersionName
     content: VersionContent
     create_time: datetime
+    details: VersionDetails
+    update_time: datetime
+    revision: int
+    """Number of the change that made it what it is."""
 
     @property
     def size_bytes(self) -> int:
         """All members together."""
         return sum(file.size_bytes for file in self.content.files)
+
+    @property
+    def etag(self) -> str:
+        """Changes with each change, and never comes back."""
+        return str(self.revision)
+
+    def metric(self, name: str) -> float | None:
+        """Return the newest value of a metric; None when it was not evaluated."""
+        known = (self.content.provenance.evaluation, *self.details.evaluations)
+        return next((one.value for one in reversed(known) if one is not None and one.metric == name), None)

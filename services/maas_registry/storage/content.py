@@ -1,10 +1,20 @@
 """Versions as JSON, the form in which they stand in the database. Its format is the database's schema version."""
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, TypeAlias
 
-from maas.names import BlobName, DatasetVersionName, JobName, VersionName
+from maas.names import (
+    AliasName,
+    BlobName,
+    DatasetVersionName,
+    DeploymentName,
+    JobName,
+    ModelName,
+    VersionName,
+)
 from maas_package.manifest import TensorSpec
+from maas_registry.domain.changes import ChangedState, ResourceName
 from maas_registry.domain.datasets import (
     ColumnStatistics,
     DatasetContent,
@@ -12,12 +22,18 @@ from maas_registry.domain.datasets import (
     Split,
     TextStatistics,
 )
+from maas_registry.domain.details import (
+    Deletion,
+    Evaluation,
+    Measurement,
+    ModelDetails,
+    VersionDetails,
+    VersionState,
+)
 from maas_registry.domain.parquet_file import Column
 from maas_registry.domain.versions import (
     CompressionReport,
-    Evaluation,
     File,
-    Measurement,
     Provenance,
     ServableSpec,
     Signature,
@@ -42,6 +58,64 @@ def version_from_json(value: Json) -> VersionContent:
         files=tuple(_file_from_json(file) for file in value["files"]),
         provenance=_provenance_from_json(value["provenance"]),
         signature=_signature_from_json(value["signature"]),
+    )
+
+
+def state_to_json(state: ChangedState) -> Json | None:
+    """Return what state_from_json takes."""
+    match state:
+        case ModelDetails():
+            return {
+                "description": state.description,
+                "tags": dict(state.tags),
+                "deletion": _deletion_to_json(state.deletion),
+            }
+        case VersionDetails():
+            return {
+                "description": state.description,
+                "tags": dict(state.tags),
+                "state": state.state.value,
+                "evaluations": [_evaluation_to_json(one) for one in state.evaluations],
+                "measurements": [_measurement_to_json(one) for one in state.measurements],
+                "held_by": [str(holder) for holder in state.held_by],
+                "deletion": _deletion_to_json(state.deletion),
+            }
+        case VersionName():
+            return {"version": str(state)}
+        case None:
+            return None
+
+
+def state_from_json(resource: ResourceName, value: Json | None) -> ChangedState:
+    """Return what the log holds of a resource."""
+    if value is None:
+        return None
+    match resource:
+        case ModelName():
+            return model_details_from_json(value)
+        case VersionName():
+            return version_details_from_json(value)
+        case AliasName():
+            return VersionName.parse(value["version"])
+        case _:
+            return None
+
+
+def model_details_from_json(value: Json) -> ModelDetails:
+    """Return what may change of a model."""
+    return ModelDetails(value["description"], value["tags"], _deletion_from_json(value["deletion"]))
+
+
+def version_details_from_json(value: Json) -> VersionDetails:
+    """Return what may change of a version."""
+    return VersionDetails(
+        description=value["description"],
+        tags=value["tags"],
+        state=VersionState(value["state"]),
+        evaluations=tuple(_evaluation_from_json(one) for one in value["evaluations"]),
+        measurements=tuple(_measurement_from_json(one) for one in value["measurements"]),
+        held_by=tuple(DeploymentName.parse(holder) for holder in value["held_by"]),
+        deletion=_deletion_from_json(value["deletion"]),
     )
 
 
@@ -119,7 +193,6 @@ def _tensor_spec_from_json(value: Json) -> TensorSpec:
 def _provenance_to_json(provenance: Provenance) -> Json:
     return {
         "parent_version": _text(provenance.parent_version),
-        "description": provenance.description,
         "source_job": _text(provenance.source_job),
         "dataset_version": _text(provenance.dataset_version),
         "recipe": list(provenance.recipe),
@@ -127,6 +200,7 @@ def _provenance_to_json(provenance: Provenance) -> Json:
         "compression_report": None
         if provenance.compression_report is None
         else _report_to_json(provenance.compression_report),
+        "code_revision": provenance.code_revision,
     }
 
 
@@ -135,25 +209,42 @@ def _provenance_from_json(value: Json) -> Provenance:
     evaluation, report = value["evaluation"], value["compression_report"]
     return Provenance(
         parent_version=VersionName.parse(parent) if parent else None,
-        description=value["description"],
         source_job=JobName.parse(job) if job else None,
         dataset_version=DatasetVersionName.parse(dataset) if dataset else None,
         recipe=tuple(value["recipe"]),
         evaluation=_evaluation_from_json(evaluation) if evaluation else None,
         compression_report=_report_from_json(report) if report else None,
+        code_revision=value["code_revision"],
     )
 
 
 def _evaluation_to_json(evaluation: Evaluation) -> Json:
-    return asdict(evaluation) | {"dataset_version": str(evaluation.dataset_version)}
+    return asdict(evaluation) | {
+        "dataset_version": str(evaluation.dataset_version),
+        "create_time": _time_to_json(evaluation.create_time),
+    }
 
 
 def _evaluation_from_json(value: Json) -> Evaluation:
-    return Evaluation(**(value | {"dataset_version": DatasetVersionName.parse(value["dataset_version"])}))
+    changed = {
+        "dataset_version": DatasetVersionName.parse(value["dataset_version"]),
+        "create_time": _time_from_json(value["create_time"]),
+    }
+    return Evaluation(**(value | changed))
+
+
+def _measurement_to_json(measurement: Measurement) -> Json:
+    return asdict(measurement) | {"create_time": _time_to_json(measurement.create_time)}
+
+
+def _measurement_from_json(value: Json) -> Measurement:
+    return Measurement(**(value | {"create_time": _time_from_json(value["create_time"])}))
 
 
 def _report_to_json(report: CompressionReport) -> Json:
     return asdict(report) | {
+        "before": _measurement_to_json(report.before),
+        "after": _measurement_to_json(report.after),
         "quality_before": _evaluation_to_json(report.quality_before),
         "quality_after": _evaluation_to_json(report.quality_after),
     }
@@ -164,13 +255,41 @@ def _report_from_json(value: Json) -> CompressionReport:
         **(
             value
             | {
-                "before": Measurement(**value["before"]),
-                "after": Measurement(**value["after"]),
+                "before": _measurement_from_json(value["before"]),
+                "after": _measurement_from_json(value["after"]),
                 "quality_before": _evaluation_from_json(value["quality_before"]),
                 "quality_after": _evaluation_from_json(value["quality_after"]),
             }
         )
     )
+
+
+def _deletion_to_json(deletion: Deletion | None) -> Json | None:
+    if deletion is None:
+        return None
+    return {
+        "delete_time": _time_to_json(deletion.delete_time),
+        "expire_time": _time_to_json(deletion.expire_time),
+        "purge_time": _time_to_json(deletion.purge_time),
+    }
+
+
+def _deletion_from_json(value: Json | None) -> Deletion | None:
+    if value is None:
+        return None
+    return Deletion(
+        datetime.fromisoformat(value["delete_time"]),
+        datetime.fromisoformat(value["expire_time"]),
+        _time_from_json(value["purge_time"]),
+    )
+
+
+def _time_to_json(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+def _time_from_json(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)
 
 
 def _text(name: object | None) -> str | None:

@@ -1,102 +1,324 @@
 """Models, datasets and blobs in memory, for tests of the rules; one contract suite holds them to what disks do."""
 
+import asyncio
 import copy
 import hashlib
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from maas.names import AliasName, BlobName, DatasetName, DatasetVersionName, ModelName, SignatureName, VersionName
+from maas.names import (
+    AliasName,
+    BlobName,
+    DatasetName,
+    DatasetVersionName,
+    DeploymentName,
+    ModelName,
+    SignatureName,
+    VersionName,
+)
 from maas_registry.domain.blobs import Blob, BlobCorrupt, BlobState
+from maas_registry.domain.changes import (
+    Author,
+    Change,
+    ChangedState,
+    ChangeKind,
+    Clock,
+    ResourceName,
+    is_within,
+    utc_now,
+)
 from maas_registry.domain.datasets import Dataset, DatasetContent, DatasetVersion
-from maas_registry.domain.models import Alias, Model
+from maas_registry.domain.details import Deletion, ModelDetails, VersionDetails
+from maas_registry.domain.models import Alias, Hold, Model
 from maas_registry.domain.signatures import VersionSignature
+from maas_registry.domain.store import ModelWriter
 from maas_registry.domain.versions import Version, VersionContent
 
 _CHUNK_BYTES = 2**20
 
 ResultT = TypeVar("ResultT")
+KeyT = TypeVar("KeyT", ModelName, VersionName, AliasName, Hold)
+
+
+@dataclass(slots=True)
+class _Records:
+    """All that a MemoryModelStore holds. What it holds is its own and is not changed, so a copy shares it."""
+
+    models: dict[ModelName, Model] = field(default_factory=dict)
+    versions: dict[VersionName, Version] = field(default_factory=dict)
+    requests: dict[tuple[ModelName, str], VersionName] = field(default_factory=dict)
+    aliases: dict[AliasName, Alias] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    def copy(self) -> "_Records":
+        return _Records(
+            dict(self.models), dict(self.versions), dict(self.requests), dict(self.aliases), list(self.changes)
+        )
+
+    def latest(self, model: ModelName) -> VersionName | None:
+        ready = (name for name, one in self.versions.items() if name.model == model and one.details.can_be_deployed)
+        return max(ready, default=None)
+
+    def model(self, name: ModelName) -> Model | None:
+        found = self.models.get(name)
+        return None if found is None else replace(found, latest_version=self.latest(name))
+
+    def then(self, at: datetime) -> "_Records":
+        """What was there at a time, from the log alone and what never changes."""
+        past = _Records()
+        for change in self.changes:
+            if change.time > at:
+                break
+            past.changes.append(change)
+            match change.resource, change.state:
+                case ModelName() as name, ModelDetails() as details:
+                    now = self.models[name]
+                    count = 0 if name not in past.models else past.models[name].version_count
+                    past.models[name] = Model(name, details, now.create_time, change.time, change.sequence, count)
+                case VersionName() as name, VersionDetails() as details:
+                    past.versions[name] = replace(
+                        self.versions[name], details=details, update_time=change.time, revision=change.sequence
+                    )
+                    past.models[name.model] = replace(
+                        past.models[name.model],
+                        version_count=max(name.number, past.models[name.model].version_count),
+                    )
+                case AliasName() as name, VersionName() as version:
+                    past.aliases[name] = Alias(name, version, change.time, change.sequence)
+                case AliasName() as name, None:
+                    past.aliases.pop(name)
+        return past
 
 
 class MemoryModelStore:
-    """ModelStore in memory."""
+    """ModelStore and ChangeLog in memory."""
 
-    def __init__(self) -> None:
-        self._models: dict[ModelName, Model] = {}
-        self._versions: dict[VersionName, Version] = {}
-        self._requests: dict[tuple[ModelName, str], VersionName] = {}
-        self._aliases: dict[AliasName, Alias] = {}
+    def __init__(self, clock: Clock = utc_now) -> None:
+        self._clock = clock
+        self._records = _Records()
+        self._writing = asyncio.Lock()
 
-    async def add_model(self, model: Model) -> bool:
-        """Store a model; False when there is one of that name."""
-        if model.name in self._models:
-            return False
-        self._models[model.name] = copy.deepcopy(model)
-        return True
+    async def write(self, author: Author, work: Callable[[ModelWriter], Awaitable[ResultT]]) -> ResultT:
+        """Return what `work` returns in one transaction."""
+        async with self._writing:
+            records = self._records.copy()
+            last = records.changes[-1].time if records.changes else None
+            now = self._clock()
+            result = await work(_Writer(records, author, now if last is None else max(now, last)))
+            self._records = records
+            return copy.deepcopy(result)
 
-    async def get_model(self, name: ModelName) -> Model | None:
+    def _at(self, at: datetime | None) -> _Records:
+        return self._records if at is None else self._records.then(at)
+
+    async def get_model(self, name: ModelName, at: datetime | None = None) -> Model | None:
         """Return the model."""
-        return copy.deepcopy(self._models.get(name))
+        return copy.deepcopy(self._at(at).model(name))
 
-    async def list_models(self, after: ModelName | None, limit: int) -> Sequence[Model]:
+    async def list_models(
+        self, after: ModelName | None, limit: int, *, descending: bool = False, at: datetime | None = None
+    ) -> Sequence[Model]:
         """Return a page of models."""
-        names = sorted(name for name in self._models if after is None or name > after)
-        return [copy.deepcopy(self._models[name]) for name in names[:limit]]
+        records = self._at(at)
+        names = _page(records.models, after, limit, descending=descending)
+        return [copy.deepcopy(model) for name in names if (model := records.model(name)) is not None]
 
-    async def add_version(
-        self, model: ModelName, content: VersionContent, create_time: datetime, request_id: str
-    ) -> Version:
-        """Store a version with the next number."""
-        if made := await self.get_version_of_request(model, request_id):
-            return made
-        number = self._models[model].version_count + 1
-        self._models[model] = replace(self._models[model], version_count=number)
-        version = Version(VersionName(model.model_id, number), content, create_time)
-        self._versions[version.name] = version
-        if request_id:
-            self._requests[model, request_id] = version.name
-        return version
-
-    async def get_version(self, name: VersionName) -> Version | None:
+    async def get_version(self, name: VersionName | AliasName, at: datetime | None = None) -> Version | None:
         """Return the version."""
-        return self._versions.get(name)
-
-    async def get_version_of_alias(self, name: AliasName) -> Version | None:
-        """Return the version that the alias points to."""
-        alias = self._aliases.get(name)
-        return None if alias is None else self._versions[alias.version]
+        records = self._at(at)
+        if isinstance(name, AliasName):
+            alias = records.aliases.get(name)
+            return None if alias is None else copy.deepcopy(records.versions[alias.version])
+        return copy.deepcopy(records.versions.get(name))
 
     async def get_version_of_request(self, model: ModelName, request_id: str) -> Version | None:
         """Return the version that was made with the request id."""
-        name = self._requests.get((model, request_id))
-        return None if name is None else self._versions[name]
+        name = self._records.requests.get((model, request_id))
+        return None if name is None else copy.deepcopy(self._records.versions[name])
 
-    async def list_versions(self, model: ModelName, before: VersionName | None, limit: int) -> Sequence[Version]:
+    async def list_versions(
+        self,
+        model: ModelName,
+        after: VersionName | None,
+        limit: int,
+        *,
+        descending: bool = True,
+        wanted: Mapping[str, str] | None = None,  # noqa: ARG002
+        at: datetime | None = None,
+    ) -> Sequence[Version]:
         """Return a page of versions."""
-        of_model = (version for name, version in self._versions.items() if name.model == model)
-        older = [version for version in of_model if before is None or version.name.number < before.number]
-        return sorted(older, key=lambda version: -version.name.number)[:limit]
+        records = self._at(at)
+        of_model = [name for name in records.versions if name.model == model]
+        return [copy.deepcopy(records.versions[name]) for name in _page(of_model, after, limit, descending=descending)]
 
-    async def set_alias(self, alias: Alias, max_aliases: int) -> bool:
-        """Store or move an alias; False when it would be one too many."""
-        others = [name for name in self._aliases if name.model == alias.name.model and name != alias.name]
-        if len(others) >= max_aliases:
-            return False
-        self._aliases[alias.name] = alias
-        return True
+    async def get_alias(self, name: AliasName, at: datetime | None = None) -> Alias | None:
+        """Return the alias."""
+        return self._at(at).aliases.get(name)
 
-    async def list_aliases(self, model: ModelName, after: AliasName | None, limit: int) -> Sequence[Alias]:
+    async def list_aliases(
+        self, model: ModelName, after: AliasName | None, limit: int, at: datetime | None = None
+    ) -> Sequence[Alias]:
         """Return a page of aliases."""
-        names = sorted(name for name in self._aliases if name.model == model and (after is None or name > after))
-        return [self._aliases[name] for name in names[:limit]]
+        records = self._at(at)
+        of_model = [name for name in records.aliases if name.model == model]
+        return [records.aliases[name] for name in _page(of_model, after, limit)]
 
-    async def delete_alias(self, name: AliasName) -> bool:
-        """Remove an alias; False when there is none."""
-        return self._aliases.pop(name, None) is not None
+    async def list_holds(self, after: Hold | None, limit: int) -> Sequence[Hold]:
+        """Return a page of holds."""
+        holds = [Hold(holder, one.name) for one in self._records.versions.values() for holder in one.details.held_by]
+        return _page(holds, after, limit)
+
+    async def newest_sequence(self) -> int:
+        """Return the number of the last change."""
+        return len(self._records.changes)
+
+    async def list_changes(
+        self, resource: ResourceName | None, before: int | None, limit: int, at: datetime | None
+    ) -> Sequence[Change]:
+        """Return a page of changes, newest first."""
+        found = [
+            change
+            for change in reversed(self._records.changes)
+            if is_within(change.resource, resource)
+            and (before is None or change.sequence < before)
+            and (at is None or change.time <= at)
+        ]
+        return copy.deepcopy(found[:limit])
+
+    async def changes_after(self, sequence: int, limit: int) -> Sequence[Change]:
+        """Return the next changes, oldest first."""
+        return copy.deepcopy(self._records.changes[sequence : sequence + limit])
+
+
+class _Writer:
+    """ModelWriter on a copy of the records."""
+
+    def __init__(self, records: _Records, author: Author, now: datetime) -> None:
+        self._records = records
+        self._author = author
+        self.now = now
+
+    async def get_model(self, name: ModelName) -> Model | None:
+        """Return the model."""
+        return self._records.model(name)
+
+    async def put_model(self, name: ModelName, details: ModelDetails, kind: ChangeKind) -> Model:
+        """Store a new model, or what changed of one."""
+        details = copy.deepcopy(details)
+        before = self._records.models.get(name)
+        revision = self._log(name, kind, details)
+        self._records.models[name] = (
+            Model(name, details, self.now, self.now, revision)
+            if before is None
+            else replace(before, details=details, update_time=self.now, revision=revision)
+        )
+        return replace(self._records.models[name], latest_version=self._records.latest(name))
+
+    async def get_version(self, name: VersionName) -> Version | None:
+        """Return the version."""
+        return self._records.versions.get(name)
+
+    async def get_version_of_request(self, model: ModelName, request_id: str) -> Version | None:
+        """Return the version that was made with the request id."""
+        name = self._records.requests.get((model, request_id))
+        return None if name is None else self._records.versions[name]
+
+    async def add_version(
+        self, model: ModelName, content: VersionContent, details: VersionDetails, request_id: str
+    ) -> Version:
+        """Store a version with the next number."""
+        details = copy.deepcopy(details)
+        number = self._records.models[model].version_count + 1
+        self._records.models[model] = replace(self._records.models[model], version_count=number)
+        name = VersionName(model.model_id, number)
+        revision = self._log(name, ChangeKind.CREATED, details)
+        self._records.versions[name] = Version(name, content, self.now, details, self.now, revision)
+        if request_id:
+            self._records.requests[model, request_id] = name
+        return self._records.versions[name]
+
+    async def put_version(self, name: VersionName, details: VersionDetails, kind: ChangeKind) -> Version:
+        """Store what changed of a version."""
+        details = copy.deepcopy(details)
+        revision = self._log(name, kind, details)
+        self._records.versions[name] = replace(
+            self._records.versions[name], details=details, update_time=self.now, revision=revision
+        )
+        return self._records.versions[name]
+
+    async def get_alias(self, name: AliasName) -> Alias | None:
+        """Return the alias."""
+        return self._records.aliases.get(name)
+
+    async def put_alias(self, name: AliasName, version: VersionName) -> Alias:
+        """Store or move an alias."""
+        kind = ChangeKind.UPDATED if name in self._records.aliases else ChangeKind.CREATED
+        self._records.aliases[name] = Alias(name, version, self.now, self._log(name, kind, version))
+        return self._records.aliases[name]
+
+    async def delete_alias(self, name: AliasName) -> None:
+        """Remove an alias."""
+        self._log(name, ChangeKind.DELETED, None)
+        del self._records.aliases[name]
+
+    async def count_aliases(self, model: ModelName) -> int:
+        """Return how many aliases the model has."""
+        return sum(name.model == model for name in self._records.aliases)
+
+    async def alias_of(self, name: ModelName | VersionName) -> AliasName | None:
+        """Return an alias of the version, or of any version of the model."""
+        return min(
+            (one.name for one in self._records.aliases.values() if name in (one.version, one.name.model)), default=None
+        )
+
+    async def hold_of(self, model: ModelName) -> Hold | None:
+        """Return a hold of any version of the model."""
+        held = (one for name, one in self._records.versions.items() if name.model == model and one.details.held_by)
+        found = next(held, None)
+        return None if found is None else Hold(found.details.held_by[0], found.name)
+
+    async def child_of(self, name: VersionName) -> VersionName | None:
+        """Return a version that was made of this one and is not deleted."""
+        children = (
+            one.name
+            for one in self._records.versions.values()
+            if one.content.provenance.parent_version == name and one.details.deletion is None
+        )
+        return next(children, None)
+
+    async def versions_held_by(self, holder: DeploymentName) -> Sequence[VersionName]:
+        """Return the versions that a deployment holds."""
+        return sorted(name for name, one in self._records.versions.items() if holder in one.details.held_by)
+
+    async def expired_versions(self) -> Sequence[Version]:
+        """Return the versions whose files may go now and have not gone."""
+
+        def is_over(deletion: Deletion | None) -> bool:
+            return deletion is not None and deletion.expire_time <= self.now
+
+        return [
+            one
+            for name, one in self._records.versions.items()
+            if (is_over(one.details.deletion) or is_over(self._records.models[name.model].details.deletion))
+            and (one.details.deletion is None or one.details.deletion.purge_time is None)
+        ]
+
+    def _log(self, resource: ResourceName, kind: ChangeKind, state: ChangedState) -> int:
+        changes = self._records.changes
+        before = next((change.state for change in reversed(changes) if change.resource == resource), None)
+        changes.append(Change(len(changes) + 1, self.now, self._author, resource, kind, state, before))
+        return len(changes)
+
+
+def _page(items: Iterable[KeyT], after: KeyT | None, limit: int, *, descending: bool = False) -> list[KeyT]:
+    found = sorted(items, reverse=descending)
+    behind = [one for one in found if after is None or (one < after if descending else one > after)]
+    return behind[:limit]
 
 
 class MemorySignatureStore:

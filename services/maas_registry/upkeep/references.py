@@ -9,7 +9,7 @@ from sqlalchemy import Row, Table, select, tuple_
 from maas.names import BlobName, DatasetVersionName, VersionName
 from maas_registry.domain.versions import File
 from maas_registry.storage import tables
-from maas_registry.storage.content import dataset_from_json, version_from_json
+from maas_registry.storage.content import dataset_from_json, version_details_from_json, version_from_json
 from maas_runtime.database.database import Database
 
 _PAGE = 500
@@ -47,12 +47,15 @@ def _of_version(row: Row[Any]) -> Iterable[Reference | Unreadable]:
     holder = str(VersionName(row.model_id, row.number))
     try:
         content = version_from_json(row.content)
+        deletion = version_details_from_json(row.details).deletion
     except (KeyError, TypeError, ValueError) as error:
         return [Unreadable(holder, f"its content cannot be read: {error!r}")]
     parent = content.provenance.parent_version
     problems = []
     if row.parent_number != (None if parent is None else parent.number):
         problems = [Unreadable(holder, f"its parent is {parent}, but it is recorded under number {row.parent_number}")]
+    if deletion is not None and deletion.purge_time is not None:
+        return problems  # its files may have been removed
     return [*problems, *_of_files(holder, content.files)]
 
 

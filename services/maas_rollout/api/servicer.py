@@ -21,17 +21,11 @@ from maas_rollout.api.messages import (
 from maas_rollout.domain.feed import Feed, ResumePoint
 from maas_rollout.domain.rollout import Author, Rollout
 from maas_rollout.domain.serving import ServingSettings
-from maas_runtime.failures import FieldViolation, InvalidInput
 from maas_runtime.interceptor import Context
 from maas_runtime.paging import cut_page, page_size_or_default, read_page_token
+from maas_runtime.validation import mask_paths
 
 SERVING_FIELDS = tuple(field.name for field in fields(ServingSettings))
-
-
-class UpdateMaskInvalid(InvalidInput):
-    """The mask names a field that cannot be changed."""
-
-    reason = "UPDATE_MASK_INVALID"
 
 
 class RolloutServicer(RolloutServiceServicer):
@@ -115,16 +109,9 @@ class RolloutServicer(RolloutServiceServicer):
 
 def _mask_paths(request: messages.UpdateDeploymentRequest) -> set[str]:
     """Return what is to be changed. Raises UpdateMaskInvalid."""
-    paths = set(request.update_mask.paths)
-    if not paths:
+    if not request.update_mask.paths:
         return {"targets", "serving"} if request.deployment.HasField("serving") else {"targets"}
-    unknown = sorted(paths - {"targets", "serving"} - {f"serving.{field}" for field in SERVING_FIELDS})
-    if unknown:
-        raise UpdateMaskInvalid(
-            f"update_mask: {unknown[0]} cannot be changed, only targets, serving and its fields",
-            violations=(FieldViolation("update_mask", f"{unknown[0]} is not a field that can be changed"),),
-        )
-    return paths
+    return mask_paths(request.update_mask, {"targets", "serving", *(f"serving.{field}" for field in SERVING_FIELDS)})
 
 
 def _covering(field: str) -> tuple[str, str]:

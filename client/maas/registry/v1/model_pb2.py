@@ -28,7 +28,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmaas/registry/v1/model.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12!\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12L\n\x04tags\x18\x03 \x03(\x0b\x32!.maas.registry.v1.Model.TagsEntryB\x1b\xe2\x41\x01\x01\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\xff\x01\x12\x1c\n\x0elatest_version\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rversion_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:\x1f\xea\x41\x1c\n\nmaas/Model\x12\x0emodels/{model}\"\x9a\x01\n\x05\x41lias\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:/\xea\x41,\n\nmaas/Alias\x12\x1emodels/{model}/aliases/{alias}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmaas/registry/v1/model.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x04\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12!\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12L\n\x04tags\x18\x03 \x03(\x0b\x32!.maas.registry.v1.Model.TagsEntryB\x1b\xe2\x41\x01\x01\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\xff\x01\x12\x1c\n\x0elatest_version\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rversion_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\n \x01(\tB\x04\xe2\x41\x01\x01\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:\x1f\xea\x41\x1c\n\nmaas/Model\x12\x0emodels/{model}\"\xae\x01\n\x05\x41lias\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03:/\xea\x41,\n\nmaas/Alias\x12\x1emodels/{model}/aliases/{alias}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL'].fields_by_name['version_count']._serialized_options = b'\342A\001\003'
   _globals['_MODEL'].fields_by_name['create_time']._loaded_options = None
   _globals['_MODEL'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['update_time']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['delete_time']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['etag']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_MODEL']._loaded_options = None
   _globals['_MODEL']._serialized_options = b'\352A\034\n\nmaas/Model\022\016models/{model}'
   _globals['_ALIAS'].fields_by_name['name']._loaded_options = None
@@ -57,12 +65,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALIAS'].fields_by_name['version']._serialized_options = b'\342A\001\003'
   _globals['_ALIAS'].fields_by_name['update_time']._loaded_options = None
   _globals['_ALIAS'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_ALIAS'].fields_by_name['etag']._loaded_options = None
+  _globals['_ALIAS'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
   _globals['_ALIAS']._loaded_options = None
   _globals['_ALIAS']._serialized_options = b'\352A,\n\nmaas/Alias\022\036models/{model}/aliases/{alias}'
   _globals['_MODEL']._serialized_start=173
-  _globals['_MODEL']._serialized_end=505
-  _globals['_MODEL_TAGSENTRY']._serialized_start=429
-  _globals['_MODEL_TAGSENTRY']._serialized_end=472
-  _globals['_ALIAS']._serialized_start=508
-  _globals['_ALIAS']._serialized_end=662
+  _globals['_MODEL']._serialized_end=690
+  _globals['_MODEL_TAGSENTRY']._serialized_start=614
+  _globals['_MODEL_TAGSENTRY']._serialized_end=657
+  _globals['_ALIAS']._serialized_start=693
+  _globals['_ALIAS']._serialized_end=867
 # @@protoc_insertion_point(module_scope)

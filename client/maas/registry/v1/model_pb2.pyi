@@ -51,14 +51,24 @@ class Model(_message.Message):
     LATEST_VERSION_FIELD_NUMBER: _builtins.int
     VERSION_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `models/{model}`."""
     description: _builtins.str
     """Optional. What the model is for; at most 2,000 characters. Default: empty."""
     latest_version: _builtins.str
-    """Output only. Name of the newest version: `models/{model}/versions/{version}`; empty while there is none."""
+    """Output only. Name of the newest version that is READY and not deleted: `models/{model}/versions/{version}`; empty
+    while there is none.
+    """
     version_count: _builtins.int
-    """Output only. How many versions there are."""
+    """Output only. How many versions were ever made; numbers are not used twice."""
+    etag: _builtins.str
+    """Optional. Changes with each change of this model, but not of its versions. In an update: the one that was read;
+    another is ABORTED. Default: whatever the present one is.
+    """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Free labels; at most 64, keys of 1 to 63 and values of at most 255 characters. Default: none."""
@@ -66,6 +76,18 @@ class Model(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the model was made."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When description, tags or deletion last changed."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was deleted; not set while it is not. UndeleteModel brings it back."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. From when on what its versions are made of may be removed from the disk, for good; set when it is deleted."""
 
     def __init__(
         self,
@@ -76,10 +98,14 @@ class Model(_message.Message):
         latest_version: _builtins.str = ...,
         version_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "expire_time", b"expire_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "latest_version", b"latest_version", "name", b"name", "tags", b"tags", "version_count", b"version_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "description", b"description", "etag", b"etag", "expire_time", b"expire_time", "latest_version", b"latest_version", "name", b"name", "tags", b"tags", "update_time", b"update_time", "version_count", b"version_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,10 +120,13 @@ class Alias(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `models/{model}/aliases/{alias}`."""
     version: _builtins.str
     """Output only. The version it points to: `models/{model}/versions/{version}`."""
+    etag: _builtins.str
+    """Output only. Changes with each move."""
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was last moved."""
@@ -108,10 +137,11 @@ class Alias(_message.Message):
         name: _builtins.str = ...,
         version: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,14 +26,17 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from maas.registry.v1 import blob_pb2 as maas_dot_registry_dot_v1_dot_blob__pb2
+from maas.registry.v1 import change_pb2 as maas_dot_registry_dot_v1_dot_change__pb2
 from maas.registry.v1 import dataset_pb2 as maas_dot_registry_dot_v1_dot_dataset__pb2
 from maas.registry.v1 import model_pb2 as maas_dot_registry_dot_v1_dot_model__pb2
 from maas.registry.v1 import version_pb2 as maas_dot_registry_dot_v1_dot_version__pb2
 from maas.registry.v1 import version_signature_pb2 as maas_dot_registry_dot_v1_dot_version__signature__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'maas/registry/v1/registry_service.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1bmaas/registry/v1/blob.proto\x1a\x1emaas/registry/v1/dataset.proto\x1a\x1cmaas/registry/v1/model.proto\x1a\x1emaas/registry/v1/version.proto\x1a(maas/registry/v1/version_signature.proto\"\x85\x01\n\x12\x43reateModelRequest\x12\x41\n\x08model_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x01\",\n\x0fGetModelRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"P\n\x11ListModelsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x8c\x01\n\x14\x43reateVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x36\n\x07version\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\".\n\x11GetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"o\n\x13ListVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListVersionsResponse\x12\x31\n\x08versions\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.VersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"J\n\x0fSetAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1c\n\x07version\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"m\n\x12ListAliasesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"d\n\x13ListAliasesResponse\x12.\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.AliasB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"/\n\x12\x44\x65leteAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"\x87\x01\n\x1d\x43reateVersionSignatureRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12I\n\x11version_signature\x18\x02 \x01(\x0b\x32\".maas.registry.v1.VersionSignatureB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"7\n\x1aGetVersionSignatureRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"w\n\x1cListVersionSignaturesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\x84\x01\n\x1dListVersionSignaturesResponse\x12\x44\n\x12version_signatures\x18\x01 \x03(\x0b\x32\".maas.registry.v1.VersionSignatureB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x8d\x01\n\x14\x43reateDatasetRequest\x12\x43\n\ndataset_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x30\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x01\".\n\x11GetDatasetRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"R\n\x13ListDatasetsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListDatasetsResponse\x12\x31\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xa2\x01\n\x1b\x43reateDatasetVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x45\n\x0f\x64\x61taset_version\x18\x02 \x01(\x0b\x32 .maas.registry.v1.DatasetVersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\"5\n\x18GetDatasetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"v\n\x1aListDatasetVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"~\n\x1bListDatasetVersionsResponse\x12@\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32 .maas.registry.v1.DatasetVersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"+\n\x0eGetBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"|\n\x11UploadBlobRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32\x1e.maas.registry.v1.UploadHeaderB\x04\xe2\x41\x01\x02H\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0f\xe2\x41\x01\x02\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"{\n\x0cUploadHeader\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xbaH\x18r\x16\x32\x14^blobs/[0-9a-f]{64}$\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x00\x12\x1b\n\x06offset\x18\x03 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"M\n\x13\x44ownloadBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1b\n\x06offset\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"+\n\x14\x44ownloadBlobResponse\x12\x13\n\x05\x63hunk\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x32\xa1\x15\n\x0fRegistryService\x12g\n\x0b\x43reateModel\x12$.maas.registry.v1.CreateModelRequest\x1a\x17.maas.registry.v1.Model\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/models:\x05model\x12\x63\n\x08GetModel\x12!.maas.registry.v1.GetModelRequest\x1a\x17.maas.registry.v1.Model\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}\x12k\n\nListModels\x12#.maas.registry.v1.ListModelsRequest\x1a$.maas.registry.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x83\x01\n\rCreateVersion\x12&.maas.registry.v1.CreateVersionRequest\x1a\x19.maas.registry.v1.Version\"/\x82\xd3\xe4\x93\x02)\"\x1e/v1/{parent=models/*}/versions:\x07version\x12\x9d\x01\n\nGetVersion\x12#.maas.registry.v1.GetVersionRequest\x1a\x19.maas.registry.v1.Version\"O\x82\xd3\xe4\x93\x02I\x12\x1e/v1/{name=models/*/versions/*}Z\'\x12%/v1/{name=models/*/aliases/*}:version\x12\x85\x01\n\x0cListVersions\x12%.maas.registry.v1.ListVersionsRequest\x1a&.maas.registry.v1.ListVersionsResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=models/*}/versions\x12p\n\x08SetAlias\x12!.maas.registry.v1.SetAliasRequest\x1a\x17.maas.registry.v1.Alias\"(\x82\xd3\xe4\x93\x02\"\x1a\x1d/v1/{name=models/*/aliases/*}:\x01*\x12\x81\x01\n\x0bListAliases\x12$.maas.registry.v1.ListAliasesRequest\x1a%.maas.registry.v1.ListAliasesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=models/*}/aliases\x12r\n\x0b\x44\x65leteAlias\x12$.maas.registry.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Empty\"%\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=models/*/aliases/*}\x12\xb5\x01\n\x16\x43reateVersionSignature\x12/.maas.registry.v1.CreateVersionSignatureRequest\x1a\".maas.registry.v1.VersionSignature\"F\x82\xd3\xe4\x93\x02@\"+/v1/{parent=models/*/versions/*}/signatures:\x11version_signature\x12\x9c\x01\n\x13GetVersionSignature\x12,.maas.registry.v1.GetVersionSignatureRequest\x1a\".maas.registry.v1.VersionSignature\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{name=models/*/versions/*/signatures/*}\x12\xad\x01\n\x15ListVersionSignatures\x12..maas.registry.v1.ListVersionSignaturesRequest\x1a/.maas.registry.v1.ListVersionSignaturesResponse\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{parent=models/*/versions/*}/signatures\x12q\n\rCreateDataset\x12&.maas.registry.v1.CreateDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/datasets:\x07\x64\x61taset\x12k\n\nGetDataset\x12#.maas.registry.v1.GetDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=datasets/*}\x12s\n\x0cListDatasets\x12%.maas.registry.v1.ListDatasetsRequest\x1a&.maas.registry.v1.ListDatasetsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/datasets\x12\xa2\x01\n\x14\x43reateDatasetVersion\x12-.maas.registry.v1.CreateDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"9\x82\xd3\xe4\x93\x02\x33\" /v1/{parent=datasets/*}/versions:\x0f\x64\x61taset_version\x12\x8b\x01\n\x11GetDatasetVersion\x12*.maas.registry.v1.GetDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=datasets/*/versions/*}\x12\x9c\x01\n\x13ListDatasetVersions\x12,.maas.registry.v1.ListDatasetVersionsRequest\x1a-.maas.registry.v1.ListDatasetVersionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=datasets/*}/versions\x12_\n\x07GetBlob\x12 .maas.registry.v1.GetBlobRequest\x1a\x16.maas.registry.v1.Blob\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=blobs/*}\x12K\n\nUploadBlob\x12#.maas.registry.v1.UploadBlobRequest\x1a\x16.maas.registry.v1.Blob(\x01\x12_\n\x0c\x44ownloadBlob\x12%.maas.registry.v1.DownloadBlobRequest\x1a&.maas.registry.v1.DownloadBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'maas/registry/v1/registry_service.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmaas/registry/v1/blob.proto\x1a\x1dmaas/registry/v1/change.proto\x1a\x1emaas/registry/v1/dataset.proto\x1a\x1cmaas/registry/v1/model.proto\x1a\x1emaas/registry/v1/version.proto\x1a(maas/registry/v1/version_signature.proto\"\xa3\x01\n\x12\x43reateModelRequest\x12\x41\n\x08model_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"a\n\x0fGetModelRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x33\n\tread_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xdf\x01\n\x11ListModelsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x06\x66ilter\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12\x1e\n\x08order_by\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xc8\x01\x12\x1a\n\x0cshow_deleted\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x33\n\tread_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"b\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xaa\x01\n\x14\x43reateVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x36\n\x07version\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\x12\x1c\n\x06reason\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"c\n\x11GetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x33\n\tread_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xfe\x01\n\x13ListVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12\x1e\n\x08order_by\x18\x05 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xc8\x01\x12\x1a\n\x0cshow_deleted\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x33\n\tread_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"h\n\x14ListVersionsResponse\x12\x31\n\x08versions\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.VersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x9c\x01\n\x0fSetAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1c\n\x07version\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1e\n\x10\x65xpected_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x05 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"\xa2\x01\n\x12ListAliasesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"d\n\x13ListAliasesResponse\x12.\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x17.maas.registry.v1.AliasB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"a\n\x12\x44\x65leteAliasRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"\x9d\x01\n\x12UpdateModelRequest\x12\x32\n\x05model\x18\x01 \x01(\x0b\x32\x17.maas.registry.v1.ModelB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"a\n\x12\x44\x65leteModelRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"O\n\x14UndeleteModelRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1c\n\x06reason\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"\xa3\x01\n\x14UpdateVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32\x19.maas.registry.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"\x8d\x01\n\x14\x41\x64\x64\x45valuationRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12<\n\nevaluation\x18\x02 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"\x90\x01\n\x15\x41\x64\x64MeasurementRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12>\n\x0bmeasurement\x18\x02 \x01(\x0b\x32\x1d.maas.registry.v1.MeasurementB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"c\n\x14\x44\x65leteVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"Q\n\x16UndeleteVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1c\n\x06reason\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"l\n\x0fSetHoldsRequest\x12\x1b\n\x06holder\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1e\n\x08versions\x18\x02 \x03(\tB\x0c\xe2\x41\x01\x01\xbaH\x05\x92\x01\x02\x10\x64\x12\x1c\n\x06reason\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xe8\x07\"*\n\x10SetHoldsResponse\x12\x16\n\x08versions\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\"O\n\x10ListHoldsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x11ListHoldsResponse\x12+\n\x05holds\x18\x01 \x03(\x0b\x32\x16.maas.registry.v1.HoldB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"3\n\x04Hold\x12\x14\n\x06holder\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x9e\x01\n\x12ListChangesRequest\x12\x16\n\x08resource\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"e\n\x13ListChangesResponse\x12/\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.maas.registry.v1.ChangeB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"J\n\x14WatchRegistryRequest\x12\x1a\n\x0cresume_token\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08resource\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"d\n\x15WatchRegistryResponse\x12/\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.maas.registry.v1.ChangeB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cresume_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x87\x01\n\x1d\x43reateVersionSignatureRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12I\n\x11version_signature\x18\x02 \x01(\x0b\x32\".maas.registry.v1.VersionSignatureB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"7\n\x1aGetVersionSignatureRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"w\n\x1cListVersionSignaturesRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\x84\x01\n\x1dListVersionSignaturesResponse\x12\x44\n\x12version_signatures\x18\x01 \x03(\x0b\x32\".maas.registry.v1.VersionSignatureB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x8d\x01\n\x14\x43reateDatasetRequest\x12\x43\n\ndataset_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x30\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x01\".\n\x11GetDatasetRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"R\n\x13ListDatasetsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x14ListDatasetsResponse\x12\x31\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.maas.registry.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xa2\x01\n\x1b\x43reateDatasetVersionRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x45\n\x0f\x64\x61taset_version\x18\x02 \x01(\x0b\x32 .maas.registry.v1.DatasetVersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18?\"5\n\x18GetDatasetVersionRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"v\n\x1aListDatasetVersionsRequest\x12\x1b\n\x06parent\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"~\n\x1bListDatasetVersionsResponse\x12@\n\x10\x64\x61taset_versions\x18\x01 \x03(\x0b\x32 .maas.registry.v1.DatasetVersionB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"+\n\x0eGetBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\"|\n\x11UploadBlobRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32\x1e.maas.registry.v1.UploadHeaderB\x04\xe2\x41\x01\x02H\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0f\xe2\x41\x01\x02\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"{\n\x0cUploadHeader\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xbaH\x18r\x16\x32\x14^blobs/[0-9a-f]{64}$\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x00\x12\x1b\n\x06offset\x18\x03 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"M\n\x13\x44ownloadBlobRequest\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x10\x01\x12\x1b\n\x06offset\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"+\n\x14\x44ownloadBlobResponse\x12\x13\n\x05\x63hunk\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x32\xdc \n\x0fRegistryService\x12g\n\x0b\x43reateModel\x12$.maas.registry.v1.CreateModelRequest\x1a\x17.maas.registry.v1.Model\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/models:\x05model\x12\x63\n\x08GetModel\x12!.maas.registry.v1.GetModelRequest\x1a\x17.maas.registry.v1.Model\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}\x12k\n\nListModels\x12#.maas.registry.v1.ListModelsRequest\x1a$.maas.registry.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12v\n\x0bUpdateModel\x12$.maas.registry.v1.UpdateModelRequest\x1a\x17.maas.registry.v1.Model\"(\x82\xd3\xe4\x93\x02\"2\x19/v1/{model.name=models/*}:\x05model\x12h\n\x0b\x44\x65leteModel\x12$.maas.registry.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/{name=models/*}\x12y\n\rUndeleteModel\x12&.maas.registry.v1.UndeleteModelRequest\x1a\x17.maas.registry.v1.Model\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/{name=models/*}:undelete:\x01*\x12\x83\x01\n\rCreateVersion\x12&.maas.registry.v1.CreateVersionRequest\x1a\x19.maas.registry.v1.Version\"/\x82\xd3\xe4\x93\x02)\"\x1e/v1/{parent=models/*}/versions:\x07version\x12\x9d\x01\n\nGetVersion\x12#.maas.registry.v1.GetVersionRequest\x1a\x19.maas.registry.v1.Version\"O\x82\xd3\xe4\x93\x02I\x12\x1e/v1/{name=models/*/versions/*}Z\'\x12%/v1/{name=models/*/aliases/*}:version\x12\x85\x01\n\x0cListVersions\x12%.maas.registry.v1.ListVersionsRequest\x1a&.maas.registry.v1.ListVersionsResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=models/*}/versions\x12\x8b\x01\n\rUpdateVersion\x12&.maas.registry.v1.UpdateVersionRequest\x1a\x19.maas.registry.v1.Version\"7\x82\xd3\xe4\x93\x02\x31\x32&/v1/{version.name=models/*/versions/*}:\x07version\x12\x8b\x01\n\rAddEvaluation\x12&.maas.registry.v1.AddEvaluationRequest\x1a\x19.maas.registry.v1.Version\"7\x82\xd3\xe4\x93\x02\x31\",/v1/{name=models/*/versions/*}:addEvaluation:\x01*\x12\x8e\x01\n\x0e\x41\x64\x64Measurement\x12\'.maas.registry.v1.AddMeasurementRequest\x1a\x19.maas.registry.v1.Version\"8\x82\xd3\xe4\x93\x02\x32\"-/v1/{name=models/*/versions/*}:addMeasurement:\x01*\x12w\n\rDeleteVersion\x12&.maas.registry.v1.DeleteVersionRequest\x1a\x16.google.protobuf.Empty\"&\x82\xd3\xe4\x93\x02 *\x1e/v1/{name=models/*/versions/*}\x12\x8a\x01\n\x0fUndeleteVersion\x12(.maas.registry.v1.UndeleteVersionRequest\x1a\x19.maas.registry.v1.Version\"2\x82\xd3\xe4\x93\x02,\"\'/v1/{name=models/*/versions/*}:undelete:\x01*\x12k\n\x08SetHolds\x12!.maas.registry.v1.SetHoldsRequest\x1a\".maas.registry.v1.SetHoldsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/holds:set:\x01*\x12g\n\tListHolds\x12\".maas.registry.v1.ListHoldsRequest\x1a#.maas.registry.v1.ListHoldsResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/holds\x12o\n\x0bListChanges\x12$.maas.registry.v1.ListChangesRequest\x1a%.maas.registry.v1.ListChangesResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/changes\x12\x62\n\rWatchRegistry\x12&.maas.registry.v1.WatchRegistryRequest\x1a\'.maas.registry.v1.WatchRegistryResponse0\x01\x12p\n\x08SetAlias\x12!.maas.registry.v1.SetAliasRequest\x1a\x17.maas.registry.v1.Alias\"(\x82\xd3\xe4\x93\x02\"\x1a\x1d/v1/{name=models/*/aliases/*}:\x01*\x12\x81\x01\n\x0bListAliases\x12$.maas.registry.v1.ListAliasesRequest\x1a%.maas.registry.v1.ListAliasesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=models/*}/aliases\x12r\n\x0b\x44\x65leteAlias\x12$.maas.registry.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Empty\"%\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=models/*/aliases/*}\x12\xb5\x01\n\x16\x43reateVersionSignature\x12/.maas.registry.v1.CreateVersionSignatureRequest\x1a\".maas.registry.v1.VersionSignature\"F\x82\xd3\xe4\x93\x02@\"+/v1/{parent=models/*/versions/*}/signatures:\x11version_signature\x12\x9c\x01\n\x13GetVersionSignature\x12,.maas.registry.v1.GetVersionSignatureRequest\x1a\".maas.registry.v1.VersionSignature\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{name=models/*/versions/*/signatures/*}\x12\xad\x01\n\x15ListVersionSignatures\x12..maas.registry.v1.ListVersionSignaturesRequest\x1a/.maas.registry.v1.ListVersionSignaturesResponse\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{parent=models/*/versions/*}/signatures\x12q\n\rCreateDataset\x12&.maas.registry.v1.CreateDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/datasets:\x07\x64\x61taset\x12k\n\nGetDataset\x12#.maas.registry.v1.GetDatasetRequest\x1a\x19.maas.registry.v1.Dataset\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=datasets/*}\x12s\n\x0cListDatasets\x12%.maas.registry.v1.ListDatasetsRequest\x1a&.maas.registry.v1.ListDatasetsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/datasets\x12\xa2\x01\n\x14\x43reateDatasetVersion\x12-.maas.registry.v1.CreateDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"9\x82\xd3\xe4\x93\x02\x33\" /v1/{parent=datasets/*}/versions:\x0f\x64\x61taset_version\x12\x8b\x01\n\x11GetDatasetVersion\x12*.maas.registry.v1.GetDatasetVersionRequest\x1a .maas.registry.v1.DatasetVersion\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=datasets/*/versions/*}\x12\x9c\x01\n\x13ListDatasetVersions\x12,.maas.registry.v1.ListDatasetVersionsRequest\x1a-.maas.registry.v1.ListDatasetVersionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=datasets/*}/versions\x12_\n\x07GetBlob\x12 .maas.registry.v1.GetBlobRequest\x1a\x16.maas.registry.v1.Blob\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=blobs/*}\x12K\n\nUploadBlob\x12#.maas.registry.v1.UploadBlobRequest\x1a\x16.maas.registry.v1.Blob(\x01\x12_\n\x0c\x44ownloadBlob\x12%.maas.registry.v1.DownloadBlobRequest\x1a&.maas.registry.v1.DownloadBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,12 +47,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEMODELREQUEST'].fields_by_name['model_id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_CREATEMODELREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_CREATEMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEMODELREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_CREATEMODELREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
   _globals['_GETMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_GETMODELREQUEST'].fields_by_name['read_time']._loaded_options = None
+  _globals['_GETMODELREQUEST'].fields_by_name['read_time']._serialized_options = b'\342A\001\001'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\007\032\005\030\350\007(\000'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTMODELSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTMODELSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001\272H\005r\003\030\320\017'
+  _globals['_LISTMODELSREQUEST'].fields_by_name['order_by']._loaded_options = None
+  _globals['_LISTMODELSREQUEST'].fields_by_name['order_by']._serialized_options = b'\342A\001\001\272H\005r\003\030\310\001'
+  _globals['_LISTMODELSREQUEST'].fields_by_name['show_deleted']._loaded_options = None
+  _globals['_LISTMODELSREQUEST'].fields_by_name['show_deleted']._serialized_options = b'\342A\001\001'
+  _globals['_LISTMODELSREQUEST'].fields_by_name['read_time']._loaded_options = None
+  _globals['_LISTMODELSREQUEST'].fields_by_name['read_time']._serialized_options = b'\342A\001\001'
   _globals['_LISTMODELSRESPONSE'].fields_by_name['models']._loaded_options = None
   _globals['_LISTMODELSRESPONSE'].fields_by_name['models']._serialized_options = b'\342A\001\003'
   _globals['_LISTMODELSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
@@ -60,14 +75,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVERSIONREQUEST'].fields_by_name['version']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_CREATEVERSIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEVERSIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001\272H\004r\002\030?'
+  _globals['_CREATEVERSIONREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_CREATEVERSIONREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
   _globals['_GETVERSIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETVERSIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_GETVERSIONREQUEST'].fields_by_name['read_time']._loaded_options = None
+  _globals['_GETVERSIONREQUEST'].fields_by_name['read_time']._serialized_options = b'\342A\001\001'
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\007\032\005\030\350\007(\000'
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001\272H\005r\003\030\320\017'
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['order_by']._loaded_options = None
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['order_by']._serialized_options = b'\342A\001\001\272H\005r\003\030\310\001'
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['show_deleted']._loaded_options = None
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['show_deleted']._serialized_options = b'\342A\001\001'
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['read_time']._loaded_options = None
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['read_time']._serialized_options = b'\342A\001\001'
   _globals['_LISTVERSIONSRESPONSE'].fields_by_name['versions']._loaded_options = None
   _globals['_LISTVERSIONSRESPONSE'].fields_by_name['versions']._serialized_options = b'\342A\001\003'
   _globals['_LISTVERSIONSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
@@ -76,18 +103,114 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETALIASREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
   _globals['_SETALIASREQUEST'].fields_by_name['version']._loaded_options = None
   _globals['_SETALIASREQUEST'].fields_by_name['version']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_SETALIASREQUEST'].fields_by_name['expected_version']._loaded_options = None
+  _globals['_SETALIASREQUEST'].fields_by_name['expected_version']._serialized_options = b'\342A\001\001'
+  _globals['_SETALIASREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_SETALIASREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_SETALIASREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_SETALIASREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
   _globals['_LISTALIASESREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTALIASESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
   _globals['_LISTALIASESREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTALIASESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\006\032\004\030d(\000'
   _globals['_LISTALIASESREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTALIASESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTALIASESREQUEST'].fields_by_name['read_time']._loaded_options = None
+  _globals['_LISTALIASESREQUEST'].fields_by_name['read_time']._serialized_options = b'\342A\001\001'
   _globals['_LISTALIASESRESPONSE'].fields_by_name['aliases']._loaded_options = None
   _globals['_LISTALIASESRESPONSE'].fields_by_name['aliases']._serialized_options = b'\342A\001\003'
   _globals['_LISTALIASESRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
   _globals['_LISTALIASESRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_DELETEALIASREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEALIASREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_DELETEALIASREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_DELETEALIASREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_DELETEALIASREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DELETEALIASREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_UPDATEMODELREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_UPDATEMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_UPDATEMODELREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEMODELREQUEST'].fields_by_name['update_mask']._serialized_options = b'\342A\001\001'
+  _globals['_UPDATEMODELREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_UPDATEMODELREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_DELETEMODELREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_DELETEMODELREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_DELETEMODELREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_DELETEMODELREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DELETEMODELREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_UNDELETEMODELREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UNDELETEMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_UNDELETEMODELREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_UNDELETEMODELREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_UPDATEVERSIONREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_UPDATEVERSIONREQUEST'].fields_by_name['version']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_UPDATEVERSIONREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEVERSIONREQUEST'].fields_by_name['update_mask']._serialized_options = b'\342A\001\001'
+  _globals['_UPDATEVERSIONREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_UPDATEVERSIONREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_ADDEVALUATIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_ADDEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_ADDEVALUATIONREQUEST'].fields_by_name['evaluation']._loaded_options = None
+  _globals['_ADDEVALUATIONREQUEST'].fields_by_name['evaluation']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_ADDEVALUATIONREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_ADDEVALUATIONREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_ADDMEASUREMENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_ADDMEASUREMENTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_ADDMEASUREMENTREQUEST'].fields_by_name['measurement']._loaded_options = None
+  _globals['_ADDMEASUREMENTREQUEST'].fields_by_name['measurement']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_ADDMEASUREMENTREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_ADDMEASUREMENTREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_DELETEVERSIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEVERSIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_DELETEVERSIONREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_DELETEVERSIONREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_DELETEVERSIONREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DELETEVERSIONREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_UNDELETEVERSIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UNDELETEVERSIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_UNDELETEVERSIONREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_UNDELETEVERSIONREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_SETHOLDSREQUEST'].fields_by_name['holder']._loaded_options = None
+  _globals['_SETHOLDSREQUEST'].fields_by_name['holder']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
+  _globals['_SETHOLDSREQUEST'].fields_by_name['versions']._loaded_options = None
+  _globals['_SETHOLDSREQUEST'].fields_by_name['versions']._serialized_options = b'\342A\001\001\272H\005\222\001\002\020d'
+  _globals['_SETHOLDSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_SETHOLDSREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001\272H\005r\003\030\350\007'
+  _globals['_SETHOLDSRESPONSE'].fields_by_name['versions']._loaded_options = None
+  _globals['_SETHOLDSRESPONSE'].fields_by_name['versions']._serialized_options = b'\342A\001\003'
+  _globals['_LISTHOLDSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTHOLDSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\007\032\005\030\350\007(\000'
+  _globals['_LISTHOLDSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTHOLDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTHOLDSRESPONSE'].fields_by_name['holds']._loaded_options = None
+  _globals['_LISTHOLDSRESPONSE'].fields_by_name['holds']._serialized_options = b'\342A\001\003'
+  _globals['_LISTHOLDSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTHOLDSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
+  _globals['_HOLD'].fields_by_name['holder']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['holder']._serialized_options = b'\342A\001\003'
+  _globals['_HOLD'].fields_by_name['version']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['version']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['resource']._loaded_options = None
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['resource']._serialized_options = b'\342A\001\001'
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\007\032\005\030\350\007(\000'
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['read_time']._loaded_options = None
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['read_time']._serialized_options = b'\342A\001\001'
+  _globals['_LISTCHANGESRESPONSE'].fields_by_name['changes']._loaded_options = None
+  _globals['_LISTCHANGESRESPONSE'].fields_by_name['changes']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCHANGESRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTCHANGESRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
+  _globals['_WATCHREGISTRYREQUEST'].fields_by_name['resume_token']._loaded_options = None
+  _globals['_WATCHREGISTRYREQUEST'].fields_by_name['resume_token']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHREGISTRYREQUEST'].fields_by_name['resource']._loaded_options = None
+  _globals['_WATCHREGISTRYREQUEST'].fields_by_name['resource']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHREGISTRYRESPONSE'].fields_by_name['changes']._loaded_options = None
+  _globals['_WATCHREGISTRYRESPONSE'].fields_by_name['changes']._serialized_options = b'\342A\001\003'
+  _globals['_WATCHREGISTRYRESPONSE'].fields_by_name['resume_token']._loaded_options = None
+  _globals['_WATCHREGISTRYRESPONSE'].fields_by_name['resume_token']._serialized_options = b'\342A\001\003'
   _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\004r\002\020\001'
   _globals['_CREATEVERSIONSIGNATUREREQUEST'].fields_by_name['version_signature']._loaded_options = None
@@ -162,12 +285,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/{name=models/*}'
   _globals['_REGISTRYSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
+  _globals['_REGISTRYSERVICE'].methods_by_name['UpdateModel']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['UpdateModel']._serialized_options = b'\202\323\344\223\002\"2\031/v1/{model.name=models/*}:\005model'
+  _globals['_REGISTRYSERVICE'].methods_by_name['DeleteModel']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['DeleteModel']._serialized_options = b'\202\323\344\223\002\025*\023/v1/{name=models/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['UndeleteModel']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['UndeleteModel']._serialized_options = b'\202\323\344\223\002!\"\034/v1/{name=models/*}:undelete:\001*'
   _globals['_REGISTRYSERVICE'].methods_by_name['CreateVersion']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['CreateVersion']._serialized_options = b'\202\323\344\223\002)\"\036/v1/{parent=models/*}/versions:\007version'
   _globals['_REGISTRYSERVICE'].methods_by_name['GetVersion']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['GetVersion']._serialized_options = b'\202\323\344\223\002I\022\036/v1/{name=models/*/versions/*}Z\'\022%/v1/{name=models/*/aliases/*}:version'
   _globals['_REGISTRYSERVICE'].methods_by_name['ListVersions']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['ListVersions']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{parent=models/*}/versions'
+  _globals['_REGISTRYSERVICE'].methods_by_name['UpdateVersion']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['UpdateVersion']._serialized_options = b'\202\323\344\223\00212&/v1/{version.name=models/*/versions/*}:\007version'
+  _globals['_REGISTRYSERVICE'].methods_by_name['AddEvaluation']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['AddEvaluation']._serialized_options = b'\202\323\344\223\0021\",/v1/{name=models/*/versions/*}:addEvaluation:\001*'
+  _globals['_REGISTRYSERVICE'].methods_by_name['AddMeasurement']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['AddMeasurement']._serialized_options = b'\202\323\344\223\0022\"-/v1/{name=models/*/versions/*}:addMeasurement:\001*'
+  _globals['_REGISTRYSERVICE'].methods_by_name['DeleteVersion']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['DeleteVersion']._serialized_options = b'\202\323\344\223\002 *\036/v1/{name=models/*/versions/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['UndeleteVersion']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['UndeleteVersion']._serialized_options = b'\202\323\344\223\002,\"\'/v1/{name=models/*/versions/*}:undelete:\001*'
+  _globals['_REGISTRYSERVICE'].methods_by_name['SetHolds']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['SetHolds']._serialized_options = b'\202\323\344\223\002\022\"\r/v1/holds:set:\001*'
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListHolds']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListHolds']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/holds'
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListChanges']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListChanges']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/changes'
   _globals['_REGISTRYSERVICE'].methods_by_name['SetAlias']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['SetAlias']._serialized_options = b'\202\323\344\223\002\"\032\035/v1/{name=models/*/aliases/*}:\001*'
   _globals['_REGISTRYSERVICE'].methods_by_name['ListAliases']._loaded_options = None
@@ -194,64 +339,98 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYSERVICE'].methods_by_name['ListDatasetVersions']._serialized_options = b'\202\323\344\223\002\"\022 /v1/{parent=datasets/*}/versions'
   _globals['_REGISTRYSERVICE'].methods_by_name['GetBlob']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['GetBlob']._serialized_options = b'\202\323\344\223\002\024\022\022/v1/{name=blobs/*}'
-  _globals['_CREATEMODELREQUEST']._serialized_start=348
-  _globals['_CREATEMODELREQUEST']._serialized_end=481
-  _globals['_GETMODELREQUEST']._serialized_start=483
-  _globals['_GETMODELREQUEST']._serialized_end=527
-  _globals['_LISTMODELSREQUEST']._serialized_start=529
-  _globals['_LISTMODELSREQUEST']._serialized_end=609
-  _globals['_LISTMODELSRESPONSE']._serialized_start=611
-  _globals['_LISTMODELSRESPONSE']._serialized_end=709
-  _globals['_CREATEVERSIONREQUEST']._serialized_start=712
-  _globals['_CREATEVERSIONREQUEST']._serialized_end=852
-  _globals['_GETVERSIONREQUEST']._serialized_start=854
-  _globals['_GETVERSIONREQUEST']._serialized_end=900
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=902
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1013
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1015
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1119
-  _globals['_SETALIASREQUEST']._serialized_start=1121
-  _globals['_SETALIASREQUEST']._serialized_end=1195
-  _globals['_LISTALIASESREQUEST']._serialized_start=1197
-  _globals['_LISTALIASESREQUEST']._serialized_end=1306
-  _globals['_LISTALIASESRESPONSE']._serialized_start=1308
-  _globals['_LISTALIASESRESPONSE']._serialized_end=1408
-  _globals['_DELETEALIASREQUEST']._serialized_start=1410
-  _globals['_DELETEALIASREQUEST']._serialized_end=1457
-  _globals['_CREATEVERSIONSIGNATUREREQUEST']._serialized_start=1460
-  _globals['_CREATEVERSIONSIGNATUREREQUEST']._serialized_end=1595
-  _globals['_GETVERSIONSIGNATUREREQUEST']._serialized_start=1597
-  _globals['_GETVERSIONSIGNATUREREQUEST']._serialized_end=1652
-  _globals['_LISTVERSIONSIGNATURESREQUEST']._serialized_start=1654
-  _globals['_LISTVERSIONSIGNATURESREQUEST']._serialized_end=1773
-  _globals['_LISTVERSIONSIGNATURESRESPONSE']._serialized_start=1776
-  _globals['_LISTVERSIONSIGNATURESRESPONSE']._serialized_end=1908
-  _globals['_CREATEDATASETREQUEST']._serialized_start=1911
-  _globals['_CREATEDATASETREQUEST']._serialized_end=2052
-  _globals['_GETDATASETREQUEST']._serialized_start=2054
-  _globals['_GETDATASETREQUEST']._serialized_end=2100
-  _globals['_LISTDATASETSREQUEST']._serialized_start=2102
-  _globals['_LISTDATASETSREQUEST']._serialized_end=2184
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=2186
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=2290
-  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_start=2293
-  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_end=2455
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=2457
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2510
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2512
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2630
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2632
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2758
-  _globals['_GETBLOBREQUEST']._serialized_start=2760
-  _globals['_GETBLOBREQUEST']._serialized_end=2803
-  _globals['_UPLOADBLOBREQUEST']._serialized_start=2805
-  _globals['_UPLOADBLOBREQUEST']._serialized_end=2929
-  _globals['_UPLOADHEADER']._serialized_start=2931
-  _globals['_UPLOADHEADER']._serialized_end=3054
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=3056
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=3133
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=3135
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=3178
-  _globals['_REGISTRYSERVICE']._serialized_start=3181
-  _globals['_REGISTRYSERVICE']._serialized_end=5902
+  _globals['_CREATEMODELREQUEST']._serialized_start=446
+  _globals['_CREATEMODELREQUEST']._serialized_end=609
+  _globals['_GETMODELREQUEST']._serialized_start=611
+  _globals['_GETMODELREQUEST']._serialized_end=708
+  _globals['_LISTMODELSREQUEST']._serialized_start=711
+  _globals['_LISTMODELSREQUEST']._serialized_end=934
+  _globals['_LISTMODELSRESPONSE']._serialized_start=936
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1034
+  _globals['_CREATEVERSIONREQUEST']._serialized_start=1037
+  _globals['_CREATEVERSIONREQUEST']._serialized_end=1207
+  _globals['_GETVERSIONREQUEST']._serialized_start=1209
+  _globals['_GETVERSIONREQUEST']._serialized_end=1308
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1311
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1565
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1567
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1671
+  _globals['_SETALIASREQUEST']._serialized_start=1674
+  _globals['_SETALIASREQUEST']._serialized_end=1830
+  _globals['_LISTALIASESREQUEST']._serialized_start=1833
+  _globals['_LISTALIASESREQUEST']._serialized_end=1995
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1997
+  _globals['_LISTALIASESRESPONSE']._serialized_end=2097
+  _globals['_DELETEALIASREQUEST']._serialized_start=2099
+  _globals['_DELETEALIASREQUEST']._serialized_end=2196
+  _globals['_UPDATEMODELREQUEST']._serialized_start=2199
+  _globals['_UPDATEMODELREQUEST']._serialized_end=2356
+  _globals['_DELETEMODELREQUEST']._serialized_start=2358
+  _globals['_DELETEMODELREQUEST']._serialized_end=2455
+  _globals['_UNDELETEMODELREQUEST']._serialized_start=2457
+  _globals['_UNDELETEMODELREQUEST']._serialized_end=2536
+  _globals['_UPDATEVERSIONREQUEST']._serialized_start=2539
+  _globals['_UPDATEVERSIONREQUEST']._serialized_end=2702
+  _globals['_ADDEVALUATIONREQUEST']._serialized_start=2705
+  _globals['_ADDEVALUATIONREQUEST']._serialized_end=2846
+  _globals['_ADDMEASUREMENTREQUEST']._serialized_start=2849
+  _globals['_ADDMEASUREMENTREQUEST']._serialized_end=2993
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=2995
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=3094
+  _globals['_UNDELETEVERSIONREQUEST']._serialized_start=3096
+  _globals['_UNDELETEVERSIONREQUEST']._serialized_end=3177
+  _globals['_SETHOLDSREQUEST']._serialized_start=3179
+  _globals['_SETHOLDSREQUEST']._serialized_end=3287
+  _globals['_SETHOLDSRESPONSE']._serialized_start=3289
+  _globals['_SETHOLDSRESPONSE']._serialized_end=3331
+  _globals['_LISTHOLDSREQUEST']._serialized_start=3333
+  _globals['_LISTHOLDSREQUEST']._serialized_end=3412
+  _globals['_LISTHOLDSRESPONSE']._serialized_start=3414
+  _globals['_LISTHOLDSRESPONSE']._serialized_end=3509
+  _globals['_HOLD']._serialized_start=3511
+  _globals['_HOLD']._serialized_end=3562
+  _globals['_LISTCHANGESREQUEST']._serialized_start=3565
+  _globals['_LISTCHANGESREQUEST']._serialized_end=3723
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=3725
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=3826
+  _globals['_WATCHREGISTRYREQUEST']._serialized_start=3828
+  _globals['_WATCHREGISTRYREQUEST']._serialized_end=3902
+  _globals['_WATCHREGISTRYRESPONSE']._serialized_start=3904
+  _globals['_WATCHREGISTRYRESPONSE']._serialized_end=4004
+  _globals['_CREATEVERSIONSIGNATUREREQUEST']._serialized_start=4007
+  _globals['_CREATEVERSIONSIGNATUREREQUEST']._serialized_end=4142
+  _globals['_GETVERSIONSIGNATUREREQUEST']._serialized_start=4144
+  _globals['_GETVERSIONSIGNATUREREQUEST']._serialized_end=4199
+  _globals['_LISTVERSIONSIGNATURESREQUEST']._serialized_start=4201
+  _globals['_LISTVERSIONSIGNATURESREQUEST']._serialized_end=4320
+  _globals['_LISTVERSIONSIGNATURESRESPONSE']._serialized_start=4323
+  _globals['_LISTVERSIONSIGNATURESRESPONSE']._serialized_end=4455
+  _globals['_CREATEDATASETREQUEST']._serialized_start=4458
+  _globals['_CREATEDATASETREQUEST']._serialized_end=4599
+  _globals['_GETDATASETREQUEST']._serialized_start=4601
+  _globals['_GETDATASETREQUEST']._serialized_end=4647
+  _globals['_LISTDATASETSREQUEST']._serialized_start=4649
+  _globals['_LISTDATASETSREQUEST']._serialized_end=4731
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=4733
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=4837
+  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_start=4840
+  _globals['_CREATEDATASETVERSIONREQUEST']._serialized_end=5002
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=5004
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=5057
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=5059
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=5177
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=5179
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=5305
+  _globals['_GETBLOBREQUEST']._serialized_start=5307
+  _globals['_GETBLOBREQUEST']._serialized_end=5350
+  _globals['_UPLOADBLOBREQUEST']._serialized_start=5352
+  _globals['_UPLOADBLOBREQUEST']._serialized_end=5476
+  _globals['_UPLOADHEADER']._serialized_start=5478
+  _globals['_UPLOADHEADER']._serialized_end=5601
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=5603
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=5680
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=5682
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=5725
+  _globals['_REGISTRYSERVICE']._serialized_start=5728
+  _globals['_REGISTRYSERVICE']._serialized_end=9916
 # @@protoc_insertion_point(module_scope)

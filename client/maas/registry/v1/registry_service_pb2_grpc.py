@@ -34,6 +34,15 @@ if _version_not_supported:
 class RegistryServiceStub:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
+
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
+    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+
+    A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
+    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
+    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
     def __init__(self, channel):
@@ -57,6 +66,21 @@ class RegistryServiceStub:
                 request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/UpdateModel',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/DeleteModel',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UndeleteModel = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/UndeleteModel',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteModelRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
         self.CreateVersion = channel.unary_unary(
                 '/maas.registry.v1.RegistryService/CreateVersion',
                 request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.CreateVersionRequest.SerializeToString,
@@ -71,6 +95,51 @@ class RegistryServiceStub:
                 '/maas.registry.v1.RegistryService/ListVersions',
                 request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsRequest.SerializeToString,
                 response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.UpdateVersion = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/UpdateVersion',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UpdateVersionRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+                _registered_method=True)
+        self.AddEvaluation = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/AddEvaluation',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.AddEvaluationRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+                _registered_method=True)
+        self.AddMeasurement = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/AddMeasurement',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.AddMeasurementRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/DeleteVersion',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UndeleteVersion = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/UndeleteVersion',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteVersionRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+                _registered_method=True)
+        self.SetHolds = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/SetHolds',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.SetHoldsRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.SetHoldsResponse.FromString,
+                _registered_method=True)
+        self.ListHolds = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/ListHolds',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListHoldsRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListHoldsResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/maas.registry.v1.RegistryService/ListChanges',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
+        self.WatchRegistry = channel.unary_stream(
+                '/maas.registry.v1.RegistryService/WatchRegistry',
+                request_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.WatchRegistryRequest.SerializeToString,
+                response_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.WatchRegistryResponse.FromString,
                 _registered_method=True)
         self.SetAlias = channel.unary_unary(
                 '/maas.registry.v1.RegistryService/SetAlias',
@@ -152,6 +221,15 @@ class RegistryServiceStub:
 class RegistryServiceServicer:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
+
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
+    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+
+    A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
+    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
+    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
     def CreateModel(self, request, context):
@@ -164,16 +242,48 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """NOT_FOUND: there is no such model.
+        """Returns a model, also one that was deleted: it has a delete_time then.
+
+        NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists models, ordered by name.
+        """Lists models.
 
-        INVALID_ARGUMENT: the page token is not from this query.
+        INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+        FAILED_PRECONDITION: too many to put into that order; use a filter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModel(self, request, context):
+        """Changes description and tags.
+
+        NOT_FOUND: there is no such model. INVALID_ARGUMENT: an unknown path in the mask.
+        ABORTED: the etag is not the present one. FAILED_PRECONDITION: the model is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Deletes a model with its versions. It can be brought back with UndeleteModel; its name is never given to another.
+
+        NOT_FOUND: there is no such model, or it is deleted already. ABORTED: the etag is not the present one.
+        FAILED_PRECONDITION: a version of it has an alias or is deployed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteModel(self, request, context):
+        """Brings a deleted model back, with the versions that it had when it was deleted.
+
+        NOT_FOUND: there is no such model. FAILED_PRECONDITION: it is not deleted, or has expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +292,7 @@ class RegistryServiceServicer:
     def CreateVersion(self, request, context):
         """Stores a version with the next number. Nothing is visible before all of it is checked and stored.
 
-        NOT_FOUND: there is no such model, parent or blob.
+        NOT_FOUND: there is no such model, parent or blob. FAILED_PRECONDITION: the model or the parent is deleted.
         INVALID_ARGUMENT: the package is damaged, not complete, or holds something that would run code when loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -190,27 +300,123 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version.
+        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
+        deleted: it has a delete_time then.
 
-        NOT_FOUND: there is no such model, version or alias.
+        NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Lists the versions of a model, newest first.
+        """Lists the versions of a model. The children of a version: filter `parent_version = "models/a/versions/1"`.
 
-        NOT_FOUND: there is no such model. INVALID_ARGUMENT: the page token is not from this query.
+        NOT_FOUND: there is no such model.
+        INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+        FAILED_PRECONDITION: too many to put into that order; use a filter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateVersion(self, request, context):
+        """Changes description, tags and state.
+
+        NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
+        ABORTED: the etag is not the present one.
+        FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
+        is deployed would be archived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddEvaluation(self, request, context):
+        """Adds an evaluation. One of the same metric, dataset version and split is replaced; the log keeps both.
+
+        NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 evaluations.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddMeasurement(self, request, context):
+        """Adds a measurement. One of the same engine and hardware is replaced; the log keeps both.
+
+        NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 measurements.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
+        record stays, and its number is never given to another.
+
+        NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
+        FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVersion(self, request, context):
+        """Brings a deleted version back.
+
+        NOT_FOUND: there is no such version.
+        FAILED_PRECONDITION: it is not deleted, it has expired, or its model or parent is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetHolds(self, request, context):
+        """Says which versions a deployment serves, all of them; none ends its hold. They can be neither deleted nor archived
+        then. Rollout says it before it lets a version be served, and after it has stopped.
+
+        NOT_FOUND: there is no such version. FAILED_PRECONDITION: one that the deployment did not hold is not READY, or
+        deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHolds(self, request, context):
+        """Lists which deployments hold which versions, ordered by deployment and version.
+
+        INVALID_ARGUMENT: the page token is not from this query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """Lists what changed, newest first: of everything, of a model and all that is in it, or of one version or alias.
+
+        INVALID_ARGUMENT: the page token is not from this query, or the read time is in the future.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRegistry(self, request, context):
+        """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
+        also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
+        away sends the last token and misses nothing: the log is kept for ever.
+
+        INVALID_ARGUMENT: the resume token is not from this registry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias to a version; makes it if there is none.
+        """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
+        to, do not overwrite each other.
 
-        NOT_FOUND: there is no such model or version.
+        NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
+        has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,16 +425,16 @@ class RegistryServiceServicer:
     def ListAliases(self, request, context):
         """Lists the aliases of a model, ordered by name; a model has at most 100.
 
-        NOT_FOUND: there is no such model.
+        NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Removes an alias; the version stays.
+        """Removes an alias; the version stays, and so does the alias's history.
 
-        NOT_FOUND: there is no such alias.
+        NOT_FOUND: there is no such alias. ABORTED: the etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -362,6 +568,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListModelsRequest.FromString,
                     response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListModelsResponse.SerializeToString,
             ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UpdateModelRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteModel,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteModelRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
             'CreateVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateVersion,
                     request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.CreateVersionRequest.FromString,
@@ -376,6 +597,51 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListVersions,
                     request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsRequest.FromString,
                     response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'UpdateVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateVersion,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UpdateVersionRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.SerializeToString,
+            ),
+            'AddEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddEvaluation,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.AddEvaluationRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.SerializeToString,
+            ),
+            'AddMeasurement': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddMeasurement,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.AddMeasurementRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVersion,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteVersionRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_version__pb2.Version.SerializeToString,
+            ),
+            'SetHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetHolds,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.SetHoldsRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.SetHoldsResponse.SerializeToString,
+            ),
+            'ListHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHolds,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListHoldsRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListHoldsResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListChangesRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.ListChangesResponse.SerializeToString,
+            ),
+            'WatchRegistry': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRegistry,
+                    request_deserializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.WatchRegistryRequest.FromString,
+                    response_serializer=maas_dot_registry_dot_v1_dot_registry__service__pb2.WatchRegistryResponse.SerializeToString,
             ),
             'SetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.SetAlias,
@@ -463,6 +729,15 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 class RegistryService:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
+
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
+    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+
+    A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
+    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
+    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
     @staticmethod
@@ -547,6 +822,87 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/UpdateModel',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.UpdateModelRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/DeleteModel',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteModelRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/UndeleteModel',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteModelRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateVersion(request,
             target,
             options=(),
@@ -617,6 +973,249 @@ class RegistryService:
             '/maas.registry.v1.RegistryService/ListVersions',
             maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsRequest.SerializeToString,
             maas_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/UpdateVersion',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.UpdateVersionRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/AddEvaluation',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.AddEvaluationRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddMeasurement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/AddMeasurement',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.AddMeasurementRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/DeleteVersion',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.DeleteVersionRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/UndeleteVersion',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteVersionRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_version__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/SetHolds',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.SetHoldsRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.SetHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/ListHolds',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.ListHoldsRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.ListHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/ListChanges',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.ListChangesRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.ListChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRegistry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/maas.registry.v1.RegistryService/WatchRegistry',
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.WatchRegistryRequest.SerializeToString,
+            maas_dot_registry_dot_v1_dot_registry__service__pb2.WatchRegistryResponse.FromString,
             options,
             channel_credentials,
             insecure,

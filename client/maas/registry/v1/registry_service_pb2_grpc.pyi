@@ -35,6 +35,15 @@ GRPC_VERSION: str
 class RegistryServiceStub:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
+
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
+    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+
+    A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
+    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
+    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
     @_typing.overload
@@ -47,42 +56,123 @@ class RegistryServiceStub:
     ALREADY_EXISTS: there is one of that name.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _model_pb2.Model]
-    """NOT_FOUND: there is no such model."""
-    ListModels: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]
-    """Lists models, ordered by name.
+    """Returns a model, also one that was deleted: it has a delete_time then.
 
-    INVALID_ARGUMENT: the page token is not from this query.
+    NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
+    """
+    ListModels: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]
+    """Lists models.
+
+    INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+    FAILED_PRECONDITION: too many to put into that order; use a filter.
+    """
+    UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelRequest, _model_pb2.Model]
+    """Changes description and tags.
+
+    NOT_FOUND: there is no such model. INVALID_ARGUMENT: an unknown path in the mask.
+    ABORTED: the etag is not the present one. FAILED_PRECONDITION: the model is deleted.
+    """
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _empty_pb2.Empty]
+    """Deletes a model with its versions. It can be brought back with UndeleteModel; its name is never given to another.
+
+    NOT_FOUND: there is no such model, or it is deleted already. ABORTED: the etag is not the present one.
+    FAILED_PRECONDITION: a version of it has an alias or is deployed.
+    """
+    UndeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteModelRequest, _model_pb2.Model]
+    """Brings a deleted model back, with the versions that it had when it was deleted.
+
+    NOT_FOUND: there is no such model. FAILED_PRECONDITION: it is not deleted, or has expired.
     """
     CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionRequest, _version_pb2.Version]
     """Stores a version with the next number. Nothing is visible before all of it is checked and stored.
 
-    NOT_FOUND: there is no such model, parent or blob.
+    NOT_FOUND: there is no such model, parent or blob. FAILED_PRECONDITION: the model or the parent is deleted.
     INVALID_ARGUMENT: the package is damaged, not complete, or holds something that would run code when loaded.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _version_pb2.Version]
-    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version.
+    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
+    deleted: it has a delete_time then.
 
-    NOT_FOUND: there is no such model, version or alias.
+    NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionsRequest, _registry_service_pb2.ListVersionsResponse]
-    """Lists the versions of a model, newest first.
+    """Lists the versions of a model. The children of a version: filter `parent_version = "models/a/versions/1"`.
 
-    NOT_FOUND: there is no such model. INVALID_ARGUMENT: the page token is not from this query.
+    NOT_FOUND: there is no such model.
+    INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+    FAILED_PRECONDITION: too many to put into that order; use a filter.
+    """
+    UpdateVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateVersionRequest, _version_pb2.Version]
+    """Changes description, tags and state.
+
+    NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
+    ABORTED: the etag is not the present one.
+    FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
+    is deployed would be archived.
+    """
+    AddEvaluation: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.AddEvaluationRequest, _version_pb2.Version]
+    """Adds an evaluation. One of the same metric, dataset version and split is replaced; the log keeps both.
+
+    NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 evaluations.
+    """
+    AddMeasurement: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.AddMeasurementRequest, _version_pb2.Version]
+    """Adds a measurement. One of the same engine and hardware is replaced; the log keeps both.
+
+    NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 measurements.
+    """
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _empty_pb2.Empty]
+    """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
+    record stays, and its number is never given to another.
+
+    NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
+    FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
+    """
+    UndeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteVersionRequest, _version_pb2.Version]
+    """Brings a deleted version back.
+
+    NOT_FOUND: there is no such version.
+    FAILED_PRECONDITION: it is not deleted, it has expired, or its model or parent is deleted.
+    """
+    SetHolds: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetHoldsRequest, _registry_service_pb2.SetHoldsResponse]
+    """Says which versions a deployment serves, all of them; none ends its hold. They can be neither deleted nor archived
+    then. Rollout says it before it lets a version be served, and after it has stopped.
+
+    NOT_FOUND: there is no such version. FAILED_PRECONDITION: one that the deployment did not hold is not READY, or
+    deleted.
+    """
+    ListHolds: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListHoldsRequest, _registry_service_pb2.ListHoldsResponse]
+    """Lists which deployments hold which versions, ordered by deployment and version.
+
+    INVALID_ARGUMENT: the page token is not from this query.
+    """
+    ListChanges: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListChangesRequest, _registry_service_pb2.ListChangesResponse]
+    """Lists what changed, newest first: of everything, of a model and all that is in it, or of one version or alias.
+
+    INVALID_ARGUMENT: the page token is not from this query, or the read time is in the future.
+    """
+    WatchRegistry: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchRegistryRequest, _registry_service_pb2.WatchRegistryResponse]
+    """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
+    also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
+    away sends the last token and misses nothing: the log is kept for ever.
+
+    INVALID_ARGUMENT: the resume token is not from this registry.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _model_pb2.Alias]
-    """Points an alias to a version; makes it if there is none.
+    """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
+    to, do not overwrite each other.
 
-    NOT_FOUND: there is no such model or version.
+    NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
+    has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
     """
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]
     """Lists the aliases of a model, ordered by name; a model has at most 100.
 
-    NOT_FOUND: there is no such model.
+    NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAliasRequest, _empty_pb2.Empty]
-    """Removes an alias; the version stays.
+    """Removes an alias; the version stays, and so does the alias's history.
 
-    NOT_FOUND: there is no such alias.
+    NOT_FOUND: there is no such alias. ABORTED: the etag is not the present one.
     """
     CreateVersionSignature: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionSignatureRequest, _version_signature_pb2.VersionSignature]
     """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
@@ -147,6 +237,15 @@ class RegistryServiceStub:
 class RegistryServiceAsyncStub(RegistryServiceStub):
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
+
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
+    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+
+    A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
+    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
+    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -156,42 +255,123 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     ALREADY_EXISTS: there is one of that name.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
-    """NOT_FOUND: there is no such model."""
-    ListModels: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists models, ordered by name.
+    """Returns a model, also one that was deleted: it has a delete_time then.
 
-    INVALID_ARGUMENT: the page token is not from this query.
+    NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
+    """
+    ListModels: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Lists models.
+
+    INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+    FAILED_PRECONDITION: too many to put into that order; use a filter.
+    """
+    UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Changes description and tags.
+
+    NOT_FOUND: there is no such model. INVALID_ARGUMENT: an unknown path in the mask.
+    ABORTED: the etag is not the present one. FAILED_PRECONDITION: the model is deleted.
+    """
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a model with its versions. It can be brought back with UndeleteModel; its name is never given to another.
+
+    NOT_FOUND: there is no such model, or it is deleted already. ABORTED: the etag is not the present one.
+    FAILED_PRECONDITION: a version of it has an alias or is deployed.
+    """
+    UndeleteModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Brings a deleted model back, with the versions that it had when it was deleted.
+
+    NOT_FOUND: there is no such model. FAILED_PRECONDITION: it is not deleted, or has expired.
     """
     CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
     """Stores a version with the next number. Nothing is visible before all of it is checked and stored.
 
-    NOT_FOUND: there is no such model, parent or blob.
+    NOT_FOUND: there is no such model, parent or blob. FAILED_PRECONDITION: the model or the parent is deleted.
     INVALID_ARGUMENT: the package is damaged, not complete, or holds something that would run code when loaded.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
-    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version.
+    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
+    deleted: it has a delete_time then.
 
-    NOT_FOUND: there is no such model, version or alias.
+    NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionsRequest, _registry_service_pb2.ListVersionsResponse]  # type: ignore[assignment]
-    """Lists the versions of a model, newest first.
+    """Lists the versions of a model. The children of a version: filter `parent_version = "models/a/versions/1"`.
 
-    NOT_FOUND: there is no such model. INVALID_ARGUMENT: the page token is not from this query.
+    NOT_FOUND: there is no such model.
+    INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+    FAILED_PRECONDITION: too many to put into that order; use a filter.
+    """
+    UpdateVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
+    """Changes description, tags and state.
+
+    NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
+    ABORTED: the etag is not the present one.
+    FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
+    is deployed would be archived.
+    """
+    AddEvaluation: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.AddEvaluationRequest, _version_pb2.Version]  # type: ignore[assignment]
+    """Adds an evaluation. One of the same metric, dataset version and split is replaced; the log keeps both.
+
+    NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 evaluations.
+    """
+    AddMeasurement: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.AddMeasurementRequest, _version_pb2.Version]  # type: ignore[assignment]
+    """Adds a measurement. One of the same engine and hardware is replaced; the log keeps both.
+
+    NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 measurements.
+    """
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
+    record stays, and its number is never given to another.
+
+    NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
+    FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
+    """
+    UndeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
+    """Brings a deleted version back.
+
+    NOT_FOUND: there is no such version.
+    FAILED_PRECONDITION: it is not deleted, it has expired, or its model or parent is deleted.
+    """
+    SetHolds: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetHoldsRequest, _registry_service_pb2.SetHoldsResponse]  # type: ignore[assignment]
+    """Says which versions a deployment serves, all of them; none ends its hold. They can be neither deleted nor archived
+    then. Rollout says it before it lets a version be served, and after it has stopped.
+
+    NOT_FOUND: there is no such version. FAILED_PRECONDITION: one that the deployment did not hold is not READY, or
+    deleted.
+    """
+    ListHolds: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListHoldsRequest, _registry_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
+    """Lists which deployments hold which versions, ordered by deployment and version.
+
+    INVALID_ARGUMENT: the page token is not from this query.
+    """
+    ListChanges: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListChangesRequest, _registry_service_pb2.ListChangesResponse]  # type: ignore[assignment]
+    """Lists what changed, newest first: of everything, of a model and all that is in it, or of one version or alias.
+
+    INVALID_ARGUMENT: the page token is not from this query, or the read time is in the future.
+    """
+    WatchRegistry: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchRegistryRequest, _registry_service_pb2.WatchRegistryResponse]  # type: ignore[assignment]
+    """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
+    also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
+    away sends the last token and misses nothing: the log is kept for ever.
+
+    INVALID_ARGUMENT: the resume token is not from this registry.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _model_pb2.Alias]  # type: ignore[assignment]
-    """Points an alias to a version; makes it if there is none.
+    """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
+    to, do not overwrite each other.
 
-    NOT_FOUND: there is no such model or version.
+    NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
+    has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
     """
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """Lists the aliases of a model, ordered by name; a model has at most 100.
 
-    NOT_FOUND: there is no such model.
+    NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAliasRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Removes an alias; the version stays.
+    """Removes an alias; the version stays, and so does the alias's history.
 
-    NOT_FOUND: there is no such alias.
+    NOT_FOUND: there is no such alias. ABORTED: the etag is not the present one.
     """
     CreateVersionSignature: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionSignatureRequest, _version_signature_pb2.VersionSignature]  # type: ignore[assignment]
     """Attaches a signature to a version, after checking it. One that the key made before is returned instead.
@@ -255,6 +435,15 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
+
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
+    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+
+    A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
+    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
+    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
     @_abc_1.abstractmethod
@@ -274,7 +463,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
-        """NOT_FOUND: there is no such model."""
+        """Returns a model, also one that was deleted: it has a delete_time then.
+
+        NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -282,9 +474,45 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListModelsResponse, _abc.Awaitable[_registry_service_pb2.ListModelsResponse]]:
-        """Lists models, ordered by name.
+        """Lists models.
 
-        INVALID_ARGUMENT: the page token is not from this query.
+        INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+        FAILED_PRECONDITION: too many to put into that order; use a filter.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateModel(
+        self,
+        request: _registry_service_pb2.UpdateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Changes description and tags.
+
+        NOT_FOUND: there is no such model. INVALID_ARGUMENT: an unknown path in the mask.
+        ABORTED: the etag is not the present one. FAILED_PRECONDITION: the model is deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _registry_service_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a model with its versions. It can be brought back with UndeleteModel; its name is never given to another.
+
+        NOT_FOUND: there is no such model, or it is deleted already. ABORTED: the etag is not the present one.
+        FAILED_PRECONDITION: a version of it has an alias or is deployed.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteModel(
+        self,
+        request: _registry_service_pb2.UndeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Brings a deleted model back, with the versions that it had when it was deleted.
+
+        NOT_FOUND: there is no such model. FAILED_PRECONDITION: it is not deleted, or has expired.
         """
 
     @_abc_1.abstractmethod
@@ -295,7 +523,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
         """Stores a version with the next number. Nothing is visible before all of it is checked and stored.
 
-        NOT_FOUND: there is no such model, parent or blob.
+        NOT_FOUND: there is no such model, parent or blob. FAILED_PRECONDITION: the model or the parent is deleted.
         INVALID_ARGUMENT: the package is damaged, not complete, or holds something that would run code when loaded.
         """
 
@@ -305,9 +533,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
-        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version.
+        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
+        deleted: it has a delete_time then.
 
-        NOT_FOUND: there is no such model, version or alias.
+        NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
         """
 
     @_abc_1.abstractmethod
@@ -316,9 +545,120 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListVersionsResponse]]:
-        """Lists the versions of a model, newest first.
+        """Lists the versions of a model. The children of a version: filter `parent_version = "models/a/versions/1"`.
 
-        NOT_FOUND: there is no such model. INVALID_ARGUMENT: the page token is not from this query.
+        NOT_FOUND: there is no such model.
+        INVALID_ARGUMENT: the page token is not from this query, or a wrong filter, order or read time.
+        FAILED_PRECONDITION: too many to put into that order; use a filter.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateVersion(
+        self,
+        request: _registry_service_pb2.UpdateVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
+        """Changes description, tags and state.
+
+        NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
+        ABORTED: the etag is not the present one.
+        FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
+        is deployed would be archived.
+        """
+
+    @_abc_1.abstractmethod
+    def AddEvaluation(
+        self,
+        request: _registry_service_pb2.AddEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
+        """Adds an evaluation. One of the same metric, dataset version and split is replaced; the log keeps both.
+
+        NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 evaluations.
+        """
+
+    @_abc_1.abstractmethod
+    def AddMeasurement(
+        self,
+        request: _registry_service_pb2.AddMeasurementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
+        """Adds a measurement. One of the same engine and hardware is replaced; the log keeps both.
+
+        NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 measurements.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _registry_service_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
+        record stays, and its number is never given to another.
+
+        NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
+        FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteVersion(
+        self,
+        request: _registry_service_pb2.UndeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
+        """Brings a deleted version back.
+
+        NOT_FOUND: there is no such version.
+        FAILED_PRECONDITION: it is not deleted, it has expired, or its model or parent is deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def SetHolds(
+        self,
+        request: _registry_service_pb2.SetHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.SetHoldsResponse, _abc.Awaitable[_registry_service_pb2.SetHoldsResponse]]:
+        """Says which versions a deployment serves, all of them; none ends its hold. They can be neither deleted nor archived
+        then. Rollout says it before it lets a version be served, and after it has stopped.
+
+        NOT_FOUND: there is no such version. FAILED_PRECONDITION: one that the deployment did not hold is not READY, or
+        deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def ListHolds(
+        self,
+        request: _registry_service_pb2.ListHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListHoldsResponse, _abc.Awaitable[_registry_service_pb2.ListHoldsResponse]]:
+        """Lists which deployments hold which versions, ordered by deployment and version.
+
+        INVALID_ARGUMENT: the page token is not from this query.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _registry_service_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListChangesResponse, _abc.Awaitable[_registry_service_pb2.ListChangesResponse]]:
+        """Lists what changed, newest first: of everything, of a model and all that is in it, or of one version or alias.
+
+        INVALID_ARGUMENT: the page token is not from this query, or the read time is in the future.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchRegistry(
+        self,
+        request: _registry_service_pb2.WatchRegistryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchRegistryResponse], _abc.AsyncIterator[_registry_service_pb2.WatchRegistryResponse]]:
+        """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
+        also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
+        away sends the last token and misses nothing: the log is kept for ever.
+
+        INVALID_ARGUMENT: the resume token is not from this registry.
         """
 
     @_abc_1.abstractmethod
@@ -327,9 +667,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Alias, _abc.Awaitable[_model_pb2.Alias]]:
-        """Points an alias to a version; makes it if there is none.
+        """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
+        to, do not overwrite each other.
 
-        NOT_FOUND: there is no such model or version.
+        NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
+        has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
         """
 
     @_abc_1.abstractmethod
@@ -340,7 +682,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.ListAliasesResponse, _abc.Awaitable[_registry_service_pb2.ListAliasesResponse]]:
         """Lists the aliases of a model, ordered by name; a model has at most 100.
 
-        NOT_FOUND: there is no such model.
+        NOT_FOUND: there is no such model. INVALID_ARGUMENT: the read time is in the future.
         """
 
     @_abc_1.abstractmethod
@@ -349,9 +691,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Removes an alias; the version stays.
+        """Removes an alias; the version stays, and so does the alias's history.
 
-        NOT_FOUND: there is no such alias.
+        NOT_FOUND: there is no such alias. ABORTED: the etag is not the present one.
         """
 
     @_abc_1.abstractmethod

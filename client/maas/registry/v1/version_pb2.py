@@ -29,21 +29,23 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from maas.registry.v1 import blob_pb2 as maas_dot_registry_dot_v1_dot_blob__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emaas/registry/v1/version.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmaas/registry/v1/blob.proto\"\xa9\x04\n\x07Version\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x37\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x16.maas.registry.v1.FileB\x10\xe2\x41\x02\x02\x05\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\x1d\n\x0eparent_version\x18\x03 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\"\n\x0b\x64\x65scription\x18\x04 \x01(\tB\r\xe2\x41\x02\x01\x05\xbaH\x05r\x03\x18\xd0\x0f\x12\x19\n\nsource_job\x18\x05 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x1e\n\x0f\x64\x61taset_version\x18\x06 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x15\n\x06recipe\x18\x07 \x03(\tB\x05\xe2\x41\x02\x01\x05\x12\x37\n\nevaluation\x18\x08 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x05\xe2\x41\x02\x01\x05\x12\x46\n\x12\x63ompression_report\x18\t \x01(\x0b\x32#.maas.registry.v1.CompressionReportB\x05\xe2\x41\x02\x01\x05\x12\x34\n\tsignature\x18\n \x01(\x0b\x32\x1b.maas.registry.v1.SignatureB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:4\xea\x41\x31\n\x0cmaas/Version\x12!models/{model}/versions/{version}\"\x8d\x02\n\tSignature\x12\x12\n\x04task\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x61rchitecture\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.maas.registry.v1.TensorSpecB\x04\xe2\x41\x01\x03\x12\x33\n\x07outputs\x18\x04 \x03(\x0b\x32\x1c.maas.registry.v1.TensorSpecB\x04\xe2\x41\x01\x03\x12\x14\n\x06labels\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ntext_input\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x37\n\tservables\x18\x07 \x03(\x0b\x32\x1e.maas.registry.v1.ServableSpecB\x04\xe2\x41\x01\x03\"M\n\nTensorSpec\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x64\x61tatype\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05shape\x18\x03 \x03(\x03\x42\x04\xe2\x41\x01\x03\"k\n\x0cServableSpec\x12\x14\n\x06\x65ngine\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tprecision\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04path\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xbb\x01\n\nEvaluation\x12\x1d\n\x06metric\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18?\x12\x13\n\x05value\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x11\n\x03low\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04high\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1e\n\trow_count\x18\x05 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x01\x12\x1d\n\x0f\x64\x61taset_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05split\x18\x07 \x01(\tB\x04\xe2\x41\x01\x02\"\xae\x02\n\x0bMeasurement\x12\x1c\n\x0eservable_bytes\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rpackage_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fparameter_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rnonzero_share\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1c\n\x0elatency_p50_ms\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1c\n\x0elatency_p99_ms\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fthroughput_rows\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1f\n\x11peak_memory_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x65ngine\x18\t \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08hardware\x18\n \x01(\tB\x04\xe2\x41\x01\x02\"\xd0\x02\n\x11\x43ompressionReport\x12\x33\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x1d.maas.registry.v1.MeasurementB\x04\xe2\x41\x01\x02\x12\x32\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x1d.maas.registry.v1.MeasurementB\x04\xe2\x41\x01\x02\x12:\n\x0equality_before\x18\x03 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x04\xe2\x41\x01\x02\x12\x39\n\rquality_after\x18\x04 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x04\xe2\x41\x01\x02\x12\x17\n\tagreement\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x15\n\x07smaller\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x66\x61ster\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x02\x12\x15\n\x07verdict\x18\x08 \x01(\tB\x04\xe2\x41\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emaas/registry/v1/version.proto\x12\x10maas.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmaas/registry/v1/blob.proto\"\x80\t\n\x07Version\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x16.maas.registry.v1.FileB\x0e\xe2\x41\x02\x02\x05\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x1d\n\x0eparent_version\x18\x03 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12!\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xd0\x0f\x12\x19\n\nsource_job\x18\x05 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x1e\n\x0f\x64\x61taset_version\x18\x06 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x15\n\x06recipe\x18\x07 \x03(\tB\x05\xe2\x41\x02\x01\x05\x12\x37\n\nevaluation\x18\x08 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x05\xe2\x41\x02\x01\x05\x12\x46\n\x12\x63ompression_report\x18\t \x01(\x0b\x32#.maas.registry.v1.CompressionReportB\x05\xe2\x41\x02\x01\x05\x12\x34\n\tsignature\x18\n \x01(\x0b\x32\x1b.maas.registry.v1.SignatureB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12;\n\x05state\x18\r \x01(\x0e\x32\x1e.maas.registry.v1.VersionStateB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x12N\n\x04tags\x18\x0e \x03(\x0b\x32#.maas.registry.v1.Version.TagsEntryB\x1b\xe2\x41\x01\x01\xbaH\x14\x9a\x01\x11\x10@\"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\xff\x01\x12$\n\rcode_revision\x18\x0f \x01(\tB\r\xe2\x41\x02\x01\x05\xbaH\x05r\x03\x18\xff\x01\x12\x37\n\x0b\x65valuations\x18\x10 \x03(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x04\xe2\x41\x01\x03\x12\x39\n\x0cmeasurements\x18\x11 \x03(\x0b\x32\x1d.maas.registry.v1.MeasurementB\x04\xe2\x41\x01\x03\x12\x15\n\x07held_by\x18\x12 \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65lete_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\npurge_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x17 \x01(\tB\x04\xe2\x41\x01\x01\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:4\xea\x41\x31\n\x0cmaas/Version\x12!models/{model}/versions/{version}\"\x8d\x02\n\tSignature\x12\x12\n\x04task\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x61rchitecture\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.maas.registry.v1.TensorSpecB\x04\xe2\x41\x01\x03\x12\x33\n\x07outputs\x18\x04 \x03(\x0b\x32\x1c.maas.registry.v1.TensorSpecB\x04\xe2\x41\x01\x03\x12\x14\n\x06labels\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ntext_input\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x37\n\tservables\x18\x07 \x03(\x0b\x32\x1e.maas.registry.v1.ServableSpecB\x04\xe2\x41\x01\x03\"M\n\nTensorSpec\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x64\x61tatype\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05shape\x18\x03 \x03(\x03\x42\x04\xe2\x41\x01\x03\"k\n\x0cServableSpec\x12\x14\n\x06\x65ngine\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tprecision\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04path\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xf2\x01\n\nEvaluation\x12\x1d\n\x06metric\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18?\x12\x13\n\x05value\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x11\n\x03low\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04high\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1e\n\trow_count\x18\x05 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x01\x12\x1d\n\x0f\x64\x61taset_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05split\x18\x07 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xe5\x02\n\x0bMeasurement\x12\x1c\n\x0eservable_bytes\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rpackage_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fparameter_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rnonzero_share\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1c\n\x0elatency_p50_ms\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1c\n\x0elatency_p99_ms\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fthroughput_rows\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x1f\n\x11peak_memory_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x65ngine\x18\t \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08hardware\x18\n \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xd0\x02\n\x11\x43ompressionReport\x12\x33\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x1d.maas.registry.v1.MeasurementB\x04\xe2\x41\x01\x02\x12\x32\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x1d.maas.registry.v1.MeasurementB\x04\xe2\x41\x01\x02\x12:\n\x0equality_before\x18\x03 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x04\xe2\x41\x01\x02\x12\x39\n\rquality_after\x18\x04 \x01(\x0b\x32\x1c.maas.registry.v1.EvaluationB\x04\xe2\x41\x01\x02\x12\x17\n\tagreement\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x15\n\x07smaller\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x66\x61ster\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x02\x12\x15\n\x07verdict\x18\x08 \x01(\tB\x04\xe2\x41\x01\x02*}\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_PENDING\x10\x01\x12\x17\n\x13VERSION_STATE_READY\x10\x02\x12\x1a\n\x16VERSION_STATE_ARCHIVED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'maas.registry.v1.version_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VERSION_TAGSENTRY']._loaded_options = None
+  _globals['_VERSION_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_VERSION'].fields_by_name['name']._loaded_options = None
   _globals['_VERSION'].fields_by_name['name']._serialized_options = b'\342A\001\003'
   _globals['_VERSION'].fields_by_name['files']._loaded_options = None
-  _globals['_VERSION'].fields_by_name['files']._serialized_options = b'\342A\002\002\005\272H\010\222\001\005\010\001\020\350\007'
+  _globals['_VERSION'].fields_by_name['files']._serialized_options = b'\342A\002\002\005\272H\006\222\001\003\020\350\007'
   _globals['_VERSION'].fields_by_name['parent_version']._loaded_options = None
   _globals['_VERSION'].fields_by_name['parent_version']._serialized_options = b'\342A\002\001\005'
   _globals['_VERSION'].fields_by_name['description']._loaded_options = None
-  _globals['_VERSION'].fields_by_name['description']._serialized_options = b'\342A\002\001\005\272H\005r\003\030\320\017'
+  _globals['_VERSION'].fields_by_name['description']._serialized_options = b'\342A\001\001\272H\005r\003\030\320\017'
   _globals['_VERSION'].fields_by_name['source_job']._loaded_options = None
   _globals['_VERSION'].fields_by_name['source_job']._serialized_options = b'\342A\002\001\005'
   _globals['_VERSION'].fields_by_name['dataset_version']._loaded_options = None
@@ -60,6 +62,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSION'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\003'
   _globals['_VERSION'].fields_by_name['create_time']._loaded_options = None
   _globals['_VERSION'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['state']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['state']._serialized_options = b'\342A\001\001\272H\005\202\001\002\020\001'
+  _globals['_VERSION'].fields_by_name['tags']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['tags']._serialized_options = b'\342A\001\001\272H\024\232\001\021\020@\"\006r\004\020\001\030?*\005r\003\030\377\001'
+  _globals['_VERSION'].fields_by_name['code_revision']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['code_revision']._serialized_options = b'\342A\002\001\005\272H\005r\003\030\377\001'
+  _globals['_VERSION'].fields_by_name['evaluations']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['evaluations']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['measurements']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['measurements']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['held_by']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['held_by']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['update_time']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['delete_time']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['purge_time']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['purge_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['etag']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_VERSION']._loaded_options = None
   _globals['_VERSION']._serialized_options = b'\352A1\n\014maas/Version\022!models/{model}/versions/{version}'
   _globals['_SIGNATURE'].fields_by_name['task']._loaded_options = None
@@ -104,6 +128,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATION'].fields_by_name['dataset_version']._serialized_options = b'\342A\001\002'
   _globals['_EVALUATION'].fields_by_name['split']._loaded_options = None
   _globals['_EVALUATION'].fields_by_name['split']._serialized_options = b'\342A\001\002'
+  _globals['_EVALUATION'].fields_by_name['create_time']._loaded_options = None
+  _globals['_EVALUATION'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_MEASUREMENT'].fields_by_name['servable_bytes']._loaded_options = None
   _globals['_MEASUREMENT'].fields_by_name['servable_bytes']._serialized_options = b'\342A\001\002'
   _globals['_MEASUREMENT'].fields_by_name['package_bytes']._loaded_options = None
@@ -124,6 +150,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEASUREMENT'].fields_by_name['engine']._serialized_options = b'\342A\001\002'
   _globals['_MEASUREMENT'].fields_by_name['hardware']._loaded_options = None
   _globals['_MEASUREMENT'].fields_by_name['hardware']._serialized_options = b'\342A\001\002'
+  _globals['_MEASUREMENT'].fields_by_name['create_time']._loaded_options = None
+  _globals['_MEASUREMENT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_COMPRESSIONREPORT'].fields_by_name['before']._loaded_options = None
   _globals['_COMPRESSIONREPORT'].fields_by_name['before']._serialized_options = b'\342A\001\002'
   _globals['_COMPRESSIONREPORT'].fields_by_name['after']._loaded_options = None
@@ -140,18 +168,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPRESSIONREPORT'].fields_by_name['faster']._serialized_options = b'\342A\001\002'
   _globals['_COMPRESSIONREPORT'].fields_by_name['verdict']._loaded_options = None
   _globals['_COMPRESSIONREPORT'].fields_by_name['verdict']._serialized_options = b'\342A\001\002'
+  _globals['_VERSIONSTATE']._serialized_start=2762
+  _globals['_VERSIONSTATE']._serialized_end=2887
   _globals['_VERSION']._serialized_start=204
-  _globals['_VERSION']._serialized_end=757
-  _globals['_SIGNATURE']._serialized_start=760
-  _globals['_SIGNATURE']._serialized_end=1029
-  _globals['_TENSORSPEC']._serialized_start=1031
-  _globals['_TENSORSPEC']._serialized_end=1108
-  _globals['_SERVABLESPEC']._serialized_start=1110
-  _globals['_SERVABLESPEC']._serialized_end=1217
-  _globals['_EVALUATION']._serialized_start=1220
-  _globals['_EVALUATION']._serialized_end=1407
-  _globals['_MEASUREMENT']._serialized_start=1410
-  _globals['_MEASUREMENT']._serialized_end=1712
-  _globals['_COMPRESSIONREPORT']._serialized_start=1715
-  _globals['_COMPRESSIONREPORT']._serialized_end=2051
+  _globals['_VERSION']._serialized_end=1356
+  _globals['_VERSION_TAGSENTRY']._serialized_start=1259
+  _globals['_VERSION_TAGSENTRY']._serialized_end=1302
+  _globals['_SIGNATURE']._serialized_start=1359
+  _globals['_SIGNATURE']._serialized_end=1628
+  _globals['_TENSORSPEC']._serialized_start=1630
+  _globals['_TENSORSPEC']._serialized_end=1707
+  _globals['_SERVABLESPEC']._serialized_start=1709
+  _globals['_SERVABLESPEC']._serialized_end=1816
+  _globals['_EVALUATION']._serialized_start=1819
+  _globals['_EVALUATION']._serialized_end=2061
+  _globals['_MEASUREMENT']._serialized_start=2064
+  _globals['_MEASUREMENT']._serialized_end=2421
+  _globals['_COMPRESSIONREPORT']._serialized_start=2424
+  _globals['_COMPRESSIONREPORT']._serialized_end=2760
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from maas.registry.v1 import blob_pb2 as _blob_pb2
 import builtins as _builtins
 import sys
@@ -20,11 +21,59 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _VersionState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERSION_STATE_UNSPECIFIED: _VersionState.ValueType  # 0
+    """Not used: the server never sends it."""
+    VERSION_STATE_PENDING: _VersionState.ValueType  # 1
+    """Stored, but not to be deployed yet."""
+    VERSION_STATE_READY: _VersionState.ValueType  # 2
+    """May be deployed."""
+    VERSION_STATE_ARCHIVED: _VersionState.ValueType  # 3
+    """Kept, but not to be deployed any more."""
+
+class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper):
+    """Where a version is in its life. Legal transitions: PENDING -> READY | ARCHIVED; READY -> ARCHIVED; ARCHIVED -> READY."""
+
+VERSION_STATE_UNSPECIFIED: VersionState.ValueType  # 0
+"""Not used: the server never sends it."""
+VERSION_STATE_PENDING: VersionState.ValueType  # 1
+"""Stored, but not to be deployed yet."""
+VERSION_STATE_READY: VersionState.ValueType  # 2
+"""May be deployed."""
+VERSION_STATE_ARCHIVED: VersionState.ValueType  # 3
+"""Kept, but not to be deployed any more."""
+Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
+
 @_typing.final
 class Version(_message.Message):
-    """One stored model: a package that never changes, and what is known of it."""
+    """One stored model: a package and where it came from, which never change, and what is said of it, which may."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
@@ -38,21 +87,42 @@ class Version(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    CODE_REVISION_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `models/{model}/versions/{version}`. Versions count from 1."""
     parent_version: _builtins.str
     """Optional. Immutable. The version that this one was made from, of the same model. Default: none."""
     description: _builtins.str
-    """Optional. Immutable. What is new in it; at most 2,000 characters. Default: empty."""
+    """Optional. What is new in it; at most 2,000 characters. Default: empty."""
     source_job: _builtins.str
     """Optional. Immutable. The job that made it: `trainingJobs/{job}` or `compressionJobs/{job}`. Default: none."""
     dataset_version: _builtins.str
     """Optional. Immutable. The data it was trained on: `datasets/{dataset}/versions/{version}`. Default: none."""
     size_bytes: _builtins.int
     """Output only. All members together, in bytes."""
+    state: Global___VersionState.ValueType
+    """Optional. Where it is in its life. Create takes PENDING or READY. Default: READY."""
+    code_revision: _builtins.str
+    """Optional. Immutable. The code that made it: a commit, or what else names it; at most 255 characters. Default: empty."""
+    etag: _builtins.str
+    """Optional. Changes with each change of this version. In an update: the one that was read; another is ABORTED.
+    Default: whatever the present one is.
+    """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_blob_pb2.File]:
-        """Required. Immutable. The package's members, `manifest.json` among them; 1 to 1,000. Each blob must be committed."""
+        """Required. Immutable. The package's members, `manifest.json` among them; 1 to 1,000. Each blob must be committed.
+        An update does not look at them.
+        """
 
     @_builtins.property
     def recipe(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -62,7 +132,7 @@ class Version(_message.Message):
 
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:
-        """Optional. Immutable. Quality on a held-out dataset. Default: not evaluated."""
+        """Optional. Immutable. Quality on a held-out dataset, as it was known when the version was made. Default: none."""
 
     @_builtins.property
     def compression_report(self) -> Global___CompressionReport:
@@ -75,6 +145,38 @@ class Version(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was stored."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. Free labels; at most 64, keys of 1 to 63 and values of at most 255 characters. Default: none."""
+
+    @_builtins.property
+    def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
+        """Output only. Evaluations that were added later, oldest first: one a metric, dataset version and split."""
+
+    @_builtins.property
+    def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measurement]:
+        """Output only. Measurements that were added later, oldest first: one an engine and hardware."""
+
+    @_builtins.property
+    def held_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Who serves it: `deployments/{deployment}`. As long as there is one, it can be neither deleted nor archived."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When any of what may change last did."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was deleted; not set while it is not. UndeleteVersion brings it back."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. From when on its files may be removed from the disk, for good; set when it is deleted."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When its files were removed from the disk. This record of it stays."""
 
     def __init__(
         self,
@@ -91,10 +193,21 @@ class Version(_message.Message):
         signature: Global___Signature | None = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___VersionState.ValueType = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        code_revision: _builtins.str = ...,
+        evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
+        measurements: _abc.Iterable[Global___Measurement] | None = ...,
+        held_by: _abc.Iterable[_builtins.str] | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compression_report", b"compression_report", "create_time", b"create_time", "evaluation", b"evaluation", "signature", b"signature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compression_report", b"compression_report", "create_time", b"create_time", "delete_time", b"delete_time", "evaluation", b"evaluation", "expire_time", b"expire_time", "purge_time", b"purge_time", "signature", b"signature", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression_report", b"compression_report", "create_time", b"create_time", "dataset_version", b"dataset_version", "description", b"description", "evaluation", b"evaluation", "files", b"files", "name", b"name", "parent_version", b"parent_version", "recipe", b"recipe", "signature", b"signature", "size_bytes", b"size_bytes", "source_job", b"source_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_revision", b"code_revision", "compression_report", b"compression_report", "create_time", b"create_time", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "description", b"description", "etag", b"etag", "evaluation", b"evaluation", "evaluations", b"evaluations", "expire_time", b"expire_time", "files", b"files", "held_by", b"held_by", "measurements", b"measurements", "name", b"name", "parent_version", b"parent_version", "purge_time", b"purge_time", "recipe", b"recipe", "signature", b"signature", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,6 +346,7 @@ class Evaluation(_message.Message):
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
     """Required. What was measured: `accuracy`."""
     value: _builtins.float
@@ -247,6 +361,10 @@ class Evaluation(_message.Message):
     """Required. The rows: `datasets/{dataset}/versions/{version}`."""
     split: _builtins.str
     """Required. The split of the dataset: `test`."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was added; not set when it came with the version."""
+
     def __init__(
         self,
         *,
@@ -257,10 +375,11 @@ class Evaluation(_message.Message):
         row_count: _builtins.int = ...,
         dataset_version: _builtins.str = ...,
         split: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version", b"dataset_version", "high", b"high", "low", b"low", "metric", b"metric", "row_count", b"row_count", "split", b"split", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dataset_version", b"dataset_version", "high", b"high", "low", b"low", "metric", b"metric", "row_count", b"row_count", "split", b"split", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,6 +401,7 @@ class Measurement(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     HARDWARE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     servable_bytes: _builtins.int
     """Required. The served file, in bytes."""
     package_bytes: _builtins.int
@@ -302,6 +422,10 @@ class Measurement(_message.Message):
     """Required. The engine that was measured: `onnxruntime`."""
     hardware: _builtins.str
     """Required. The machine: processor, cores, threads used."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was added; not set when it came with the version."""
+
     def __init__(
         self,
         *,
@@ -315,10 +439,11 @@ class Measurement(_message.Message):
         peak_memory_bytes: _builtins.int = ...,
         engine: _builtins.str = ...,
         hardware: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "hardware", b"hardware", "latency_p50_ms", b"latency_p50_ms", "latency_p99_ms", b"latency_p99_ms", "nonzero_share", b"nonzero_share", "package_bytes", b"package_bytes", "parameter_count", b"parameter_count", "peak_memory_bytes", b"peak_memory_bytes", "servable_bytes", b"servable_bytes", "throughput_rows", b"throughput_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "engine", b"engine", "hardware", b"hardware", "latency_p50_ms", b"latency_p50_ms", "latency_p99_ms", b"latency_p99_ms", "nonzero_share", b"nonzero_share", "package_bytes", b"package_bytes", "parameter_count", b"parameter_count", "peak_memory_bytes", b"peak_memory_bytes", "servable_bytes", b"servable_bytes", "throughput_rows", b"throughput_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
