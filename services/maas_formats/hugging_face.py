@@ -59,7 +59,8 @@ def import_hugging_face(
     from maas_package.trainable import package_trained_model
 
     read = _read(source, log)
-    network, config, task = _network(read, log)
+    network, given, task = _network(read, log)
+    config = load_architecture(network).parse_config(given)
     tokenizer = _tokenizer(source, config, max_tokens or _max_tokens(source, config))
     module = _module(network, config, read)
     package = package_trained_model(
@@ -272,11 +273,13 @@ def _settings(read: _Folder) -> JsonObject:
     if missing:
         raise HuggingFaceFolderInvalid(f"{CONFIG_NAME} does not say {', '.join(missing)}")
     activation = settings.get("activation", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise HuggingFaceModelUnsupported(
             f"{CONFIG_NAME} asks for the activation {activation!r}; there are {', '.join(_ACTIVATIONS)}"
         )
-    padding_id = config.get("pad_token_id", 1 if read.family.first_position else 0)
+    padding_id = config.get("pad_token_id")
+    if padding_id is None:
+        padding_id = 1 if read.family.first_position else 0
     settings |= {"activation": _ACTIVATIONS[activation], "padding_id": padding_id}
     if read.family.first_position and type(settings["positions"]) is int and type(padding_id) is int:
         settings["positions"] -= padding_id + 1
@@ -401,7 +404,8 @@ def _max_tokens(source: Path, config: JsonObject) -> int:
     if (source / "sentence_bert_config.json").is_file():
         found = _json(source, "sentence_bert_config.json").get("max_seq_length")
     wanted = found if type(found) is int and found > 0 else _DEFAULT_MAX_TOKENS
-    return min(wanted, int(config["positions"]))
+    positions: int = config["positions"]
+    return min(wanted, positions)
 
 
 def _labels(config: JsonObject, wanted: tuple[str, ...]) -> tuple[str, ...]:

@@ -70,6 +70,9 @@ def unpack_oci(layout: Path, folder: Path, log: Log) -> None:
         raise OciModelUnsupported(
             f"{layout.name} holds {manifest.get('artifactType') or 'a container image'}, and a model is {MODEL_TYPE}"
         )
+    if not isinstance(manifest.get("config"), dict):
+        raise OciLayoutInvalid("the manifest has no config")
+    _check_blob(layout, *_reference(manifest["config"], "the config"))
     layers = list(_layers(manifest, log))
     declared = sum(layer.size_bytes for layer in layers)
     folder.mkdir(parents=True)

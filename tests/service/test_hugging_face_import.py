@@ -147,6 +147,8 @@ def with_more(source: Path, name: str) -> None:
             HuggingFaceModelUnsupported,
             "relative positions",
         ),
+        (lambda it: edit(it / "config.json", hidden_act=["gelu"]), HuggingFaceModelUnsupported, "activation"),
+        (lambda it: edit(it / "config.json", vocab_size="many"), InvalidInput, "vocabulary_size"),
         (lambda it: edit(it / "config.json", hidden_size=80_000), InvalidInput, "hidden_size"),
         (lambda it: edit(it / "config.json", hidden_size=4096), WeightsInvalid, "does not fit the weights"),
         (lambda it: edit(it / "config.json", num_hidden_layers=3), HuggingFaceFolderInvalid, "encoder.layer.2"),

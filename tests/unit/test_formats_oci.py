@@ -231,6 +231,8 @@ def test_a_blob_that_is_not_what_its_digest_says_is_refused(
         (lambda it: it.finish(artifactType=None), OciModelUnsupported),
         (lambda it: it.finish(copies=2), OciModelUnsupported),
         (lambda it: it.finish(copies=0), OciModelUnsupported),
+        (lambda it: it.finish(config=None), OciLayoutInvalid),
+        (lambda it: it.finish(config={"digest": "sha256:" + "0" * 64, "size": 2}), OciBlobDamaged),
         (lambda it: it.finish(layers="none"), OciLayoutInvalid),
         (lambda it: it.finish(layers=[7]), OciLayoutInvalid),
         (lambda it: it.layer("a", b"", mediaType=f"{WEIGHT}.tar+zstd").finish(), OciModelUnsupported),
