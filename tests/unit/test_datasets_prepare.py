@@ -185,6 +185,18 @@ def test_many_different_values_are_estimated_within_a_few_percent() -> None:
     assert one.distinct_count == pytest.approx(50_000, rel=0.05)
 
 
+def test_no_estimate_is_more_than_there_are_values() -> None:
+    for rows in range(4500, 5500, 50):
+        assert counted(text=[f"text {row}" for row in range(rows)])["text"].distinct_count <= rows
+
+
+def test_bytes_are_told_once_however_often_files_are_read(tmp_path: Path, reviews: Path) -> None:
+    for options in (COLUMNS, {"text_column": "review"}):
+        told: list[int] = []
+        prepare_splits({"train": [reviews]}, tmp_path, PrepareOptions(**options), told.append)
+        assert sum(told) == pytest.approx(reviews.stat().st_size, abs=10)
+
+
 def test_what_is_different_in_two_versions_is_listed() -> None:
     def version(blob: str, extra: list[Column], labels: list[int]) -> DatasetVersion:
         statistics = counted(label=labels).values()

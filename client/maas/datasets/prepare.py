@@ -144,7 +144,7 @@ class _Table:
 
     def find_labels(self) -> _Labels | None:
         """Read all rows for their labels; None when there is no such column, or what it holds are no classes."""
-        with closing(self.blocks()) as blocks:
+        with closing(self._blocks(lambda _: None)) as blocks:
             first = next(blocks, None)
         if first is None or LABEL not in first[1].rows.schema.names:
             return None
@@ -163,11 +163,14 @@ class _Table:
         assert found is not None
         return _classes(found)
 
-    def blocks(self) -> Generator[tuple[str, Block], None, None]:
+    def blocks(self) -> Iterator[tuple[str, Block]]:
         """Yield split and rows."""
+        return self._blocks(self._advance)
+
+    def _blocks(self, progress: Progress) -> Generator[tuple[str, Block], None, None]:
         for split_id, paths in self._sources.items():
             for path in paths:
-                for block in read_blocks(path, self._options.table, self._schema, self._advance):
+                for block in read_blocks(path, self._options.table, self._schema, progress):
                     self._schema = block.rows.schema
                     yield split_id, self._renamed(block)
 

@@ -55,6 +55,7 @@ class _Column:
         is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
         is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
         self._null_count = 0
+        self._value_count = 0
         self._numbers = _Numbers() if is_number else None
         self._texts = _Lengths() if is_text else None
         self._is_counted = is_text or is_number or pyarrow.types.is_boolean(kind)
@@ -64,6 +65,7 @@ class _Column:
 
     def add(self, values: pyarrow.Array) -> None:
         self._null_count += values.null_count
+        self._value_count += len(values) - values.null_count
         if not self._is_counted:
             return
         present = values.drop_null()
@@ -91,7 +93,8 @@ class _Column:
         return ColumnStatistics(
             column=self.name,
             null_count=self._null_count,
-            distinct_count=self._distinct.count,
+            # An estimate may be more than there are values.
+            distinct_count=min(self._distinct.count, self._value_count),
             distinct_estimated=self._distinct.is_estimate,
             numbers=self._numbers.message() if self._numbers is not None else None,
             texts=self._texts.message() if self._texts is not None else None,
