@@ -62,14 +62,10 @@ def main() -> None:
             for part in arguments.only:
                 with kind(postgresql) as stores:
                     numbers[part] += measure(part, stores, arguments)
-    text = "\n\n".join(
-        [
-            f"{today()}; {machine()}; registry, its clients and its stores share the cores.",
-            *(f"**{HEADINGS[part]}**\n\n{DESCRIBE[part](numbers[part])}" for part in arguments.only),
-        ]
-    )
-    kept = {part: [asdict(row) for row in rows] for part, rows in numbers.items()}
-    publish("registry", text, kept, arguments)
+    for part, rows in numbers.items():
+        about = f"{today()}; {machine()}; registry, clients and stores share the cores."
+        text = f"{about}\n\n{DESCRIBE[part](rows)}"
+        publish(f"registry-{part}", text, [asdict(row) for row in rows], arguments)
 
 
 @contextlib.contextmanager
@@ -139,12 +135,6 @@ def describe_kills(measured: list[Kills]) -> str:
     return table(head, rows)
 
 
-HEADINGS = {
-    "transfers": "One artifact of 1 GB there and back, by the client library",
-    "reads": "Reads with 100,000 versions stored",
-    "writers": "50 clients that register versions of one model at once",
-    "kills": "`kill -9` at random points",
-}
 DESCRIBE = {
     "transfers": describe_transfers,
     "reads": describe_reads,

@@ -23,8 +23,9 @@ class SmallPackage:
         return version_pb2.Version(files=files, description=description)
 
 
-def small_package(model: bytes) -> SmallPackage:
-    """A package whose ONNX file is `model`, as far as the registry looks."""
+def small_package(content: bytes) -> SmallPackage:
+    """A package whose ONNX file holds these bytes; as far as the registry looks, it is one."""
+    model = b"\x12" + _length(content) + content  # onnx.ModelProto.producer_name
     manifest = Manifest(
         task="text-classification",
         inputs=(TensorSpec("input_ids", "INT64", (-1, -1)),),
@@ -33,6 +34,15 @@ def small_package(model: bytes) -> SmallPackage:
         files=(FileEntry("model.onnx", hashlib.sha256(model).hexdigest(), len(model)),),
     )
     return SmallPackage({"model.onnx": model, "manifest.json": manifest.to_json()})
+
+
+def _length(content: bytes) -> bytes:
+    """A length as Protocol Buffers write it: seven bits a byte, lowest first."""
+    length, written = len(content), b""
+    while length > 0x7F:
+        written += bytes([length & 0x7F | 0x80])
+        length >>= 7
+    return written + bytes([length])
 
 
 def blob_name(content: bytes) -> str:
