@@ -510,19 +510,28 @@ class Client:
         *,
         serving: ServingSettings | None = None,
         reset_serving: bool = False,
+        trusted_keys: Sequence[Path | str] | None = None,
         actor: str = "",
         reason: str = "",
     ) -> Deployment:
         """Let the targets (`reviews@2`, `reviews@2=90`) answer as `deployment`, which is made or changed.
 
         Of `serving`, the fields that are set are changed and the others stay as they are; with `reset_serving` the
-        others become their defaults. Returns before the versions are loaded; see wait_until_ready. Versions that answer
-        now do so until the new ones can.
+        others become their defaults. `trusted_keys` are files with public keys, one of which has to have signed each
+        target from now on; with an empty list signatures are no longer asked for; None leaves it as it is. Returns
+        before the versions are loaded; see wait_until_ready. Versions that answer now do so until the new ones can.
         """
         name = _deployment_name(deployment)
         settings = serving or ServingSettings()
-        wanted = Deployment(name=name, targets=[self._target(target) for target in targets], serving=settings)
+        wanted = Deployment(
+            name=name,
+            targets=[self._target(target) for target in targets],
+            serving=settings,
+            trusted_keys=[_public_key(Path(path)).pem for path in trusted_keys or ()],
+        )
         changed = ["serving"] if reset_serving else [f"serving.{field.name}" for field, _ in settings.ListFields()]
+        if trusted_keys is not None:
+            changed.append("trusted_keys")
         try:
             return self._rollout.UpdateDeployment(
                 rollout_service_pb2.UpdateDeploymentRequest(

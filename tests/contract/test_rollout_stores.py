@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas.names import DeploymentName, VersionName
+from maas.signatures import PublicKey
 from maas_rollout.domain.deployments import (
     PENDING,
     Action,
@@ -58,11 +59,11 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 def new(name: DeploymentName, *targets: Target) -> Deployment:
-    return Deployment(name, targets, PENDING, NOW, NOW)
+    return Deployment(name, targets, PENDING, NOW, NOW, trusted_keys=(PublicKey("-----BEGIN", "ab" * 32),))
 
 
 def event(name: DeploymentName, action: Action, actor: str = "ann") -> Event:
-    return Event(name, NOW, action, (ONE,), (TWO, ONE), actor, 'for "ü"')
+    return Event(name, NOW, action, (ONE,), (TWO, ONE), actor, 'for "ü"', ("ab",), ("ab", "cd"))
 
 
 async def create(store: Store, name: DeploymentName, *targets: Target) -> Deployment:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -44,7 +44,7 @@ class Folder:
     folder: Path
     discarded: list[VersionName] = field(default_factory=list)
 
-    def fetch(self, version: VersionName) -> Path:
+    def fetch(self, version: VersionName, trusted_keys: Sequence[str]) -> Path:
         return self.folder
 
     def discard(self, version: VersionName) -> None:

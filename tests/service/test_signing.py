@@ -15,15 +15,24 @@ from typer.testing import CliRunner, Result
 from maas.cli.app import app
 from maas.client import Client
 from maas.errors import InvalidInputError, MaasError, NotAllowedNowError, NotFoundError, from_rpc_error
+from maas.names import VersionName
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from maas.registry.v1.version_signature_pb2 import VersionSignature
+from maas.rollout.v1.deployment_pb2 import Deployment, Target
+from maas.rollout.v1.rollout_service_pb2 import CreateDeploymentRequest
+from maas.rollout.v1.rollout_service_pb2_grpc import RolloutServiceStub
 from maas.signatures import members_of
 from maas.signing import make_key_pair, public_path, sign
+from maas_inference.manager.packages import PackageStore, TrustedKeyUnreadable
 from maas_package.manifest import Manifest, Servable, TensorSpec
 from maas_package.package import write_package
+from maas_package.signed import VersionNotSigned
 from maas_registry.__main__ import open_registry
 from maas_registry.settings import Settings as RegistrySettings
+from maas_rollout.__main__ import open_rollout
+from maas_rollout.settings import Settings as RolloutSettings
+from maas_runtime.failures import Unavailable
 from maas_runtime.server import build_server
 
 Maas = Callable[..., Result]
@@ -36,12 +45,18 @@ async def serve(folder: Path, ports: list[int], started: threading.Event, stop: 
         "MAAS_METRICS_LISTEN": f"unix:{folder}/m.sock",
     }
     metrics = CollectorRegistry()
-    async with open_registry(RegistrySettings.from_env(variables), metrics) as registry:
-        server, _ = build_server([registry], metrics)
+    variables["MAAS_REGISTRY_ADDRESS"] = variables["MAAS_LISTEN"]
+    async with (
+        open_registry(RegistrySettings.from_env(variables), metrics) as registry,
+        open_rollout(RolloutSettings.from_env(variables)) as rollout,
+    ):
+        server, _ = build_server([registry, rollout.service], metrics)
+        server.add_insecure_port(variables["MAAS_LISTEN"])
         ports.append(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         started.set()
         await asyncio.to_thread(stop.wait)
+        rollout.feed.close()
         await server.stop(None)
 
 
@@ -177,3 +192,107 @@ def test_a_version_has_a_bounded_number_of_signatures(client: Client, version: s
     with pytest.raises(NotAllowedNowError) as caught:
         client.sign(version, key)
     assert caught.value.reason == "TOO_MANY_SIGNATURES"
+
+
+def name_of(version: str) -> str:
+    """A deployment that only this version's test has."""
+    return f"d-{version.split('/')[1]}"
+
+
+def events_of(client: Client, deployment: str) -> list[tuple[str, list[str], list[str]]]:
+    return [
+        (event.action, list(event.trusted_keys_before), list(event.trusted_keys_after))
+        for event in client.deployment_events(deployment)
+    ]
+
+
+def test_a_deployment_that_requires_signatures_takes_what_is_signed_and_nothing_else(
+    maas: Maas, client: Client, version: str, key: Path
+) -> None:
+    name, public = name_of(version), str(public_path(key))
+    refused = maas("--verbose", "deploy", name, version, "--no-wait", "--require-signature", public, status=1)
+    assert "VERSION_NOT_SIGNED" in refused.stderr
+    assert "maas models sign" in refused.stderr
+    with pytest.raises(NotFoundError):
+        client.deployment(name)
+    client.sign(version, key)
+    maas("deploy", name, version, "--no-wait", "--require-signature", public)
+    fingerprint = hashlib.sha256(public_path(key).read_bytes()).hexdigest()
+    assert client.deployment(name).trusted_keys == [public_path(key).read_text()]
+    assert fingerprint in maas("deployments", "show", name).stdout
+    assert events_of(client, name) == [("created", [], [fingerprint])]
+    model = version.split("/")[1]
+    other = client.push_package(key.with_name("package"), model).name
+    with pytest.raises(NotAllowedNowError) as caught:
+        client.deploy(name, [other])
+    assert (caught.value.reason, caught.value.resource_name) == ("VERSION_NOT_SIGNED", other)
+    assert [target.version for target in client.deployment(name).targets] == [version]
+
+
+def test_a_change_of_the_trusted_keys_is_checked_and_recorded(
+    maas: Maas, client: Client, version: str, key: Path
+) -> None:
+    name, other = name_of(version), key.with_name("other")
+    make_key_pair(other)
+    client.sign(version, key)
+    client.deploy(name, [version], trusted_keys=[public_path(key)])
+    with pytest.raises(NotAllowedNowError):
+        client.deploy(name, [version], trusted_keys=[public_path(other)])
+    client.sign(version, other)
+    client.deploy(name, [version], trusted_keys=[public_path(other)])
+    maas("deploy", name, version, "--no-wait", "--allow-unsigned", "--reason", "an experiment")
+    first, second = (hashlib.sha256(public_path(one).read_bytes()).hexdigest() for one in (key, other))
+    assert events_of(client, name) == [
+        ("configured", [second], []), ("configured", [first], [second]), ("created", [], [first])
+    ]  # fmt: skip
+    assert "unsigned allowed" in maas("deployments", "events", name).stdout
+    assert not client.deployment(name).trusted_keys
+    maas("deploy", name, version, "--allow-unsigned", "--require-signature", str(public_path(key)), status=1)
+
+
+def test_a_trusted_key_that_is_none_is_refused(endpoint: str, version: str) -> None:
+    with grpc.insecure_channel(endpoint) as channel, pytest.raises(grpc.RpcError) as caught:
+        RolloutServiceStub(channel).CreateDeployment(
+            CreateDeploymentRequest(
+                deployment_id=name_of(version),
+                deployment=Deployment(targets=[Target(version=version, weight=1)], trusted_keys=["none"]),
+            ),
+            timeout=10,
+        )
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "TRUSTED_KEY_INVALID")
+    assert error.violations[0][0] == "deployment.trusted_keys[0]"
+
+
+def test_a_host_loads_only_what_a_trusted_key_signed_whatever_rollout_says(
+    client: Client, endpoint: str, version: str, key: Path, tmp_path: Path
+) -> None:
+    name, trusted = VersionName.parse(version), [public_path(key).read_text()]
+    with grpc.insecure_channel(endpoint) as channel:
+        packages = PackageStore(tmp_path / "packages", channel, 2**30)
+        with pytest.raises(VersionNotSigned):
+            packages.fetch(name, trusted)
+        assert not list((tmp_path / "packages").rglob("*.onnx")), "it was not even downloaded"
+        folder = packages.fetch(name)
+        with pytest.raises(VersionNotSigned):
+            packages.fetch(name, trusted)
+        client.sign(version, key)
+        assert packages.fetch(name, trusted) == folder
+        with pytest.raises(TrustedKeyUnreadable):
+            packages.fetch(name, ["none"])
+        manifest = (folder / "manifest.json").read_bytes()
+        (folder / "manifest.json").write_bytes(manifest.replace(b'"fp32"', b'"int8"'))
+        with pytest.raises(VersionNotSigned):
+            packages.fetch(name, trusted)
+        packages.discard(name)
+        assert packages.fetch(name, trusted) == folder
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        away = PackageStore(tmp_path / "packages", channel, 2**30)
+        assert away.fetch(name, trusted) == folder, "its signature is kept beside it"
+        make_key_pair(key.with_name("other"))
+        with pytest.raises(Unavailable):
+            away.fetch(name, [public_path(key.with_name("other")).read_text()])
+        away.trim([])
+        assert away.fetch(name, trusted) == folder
+    PackageStore(tmp_path / "packages", channel, 0).trim([])
+    assert not list((tmp_path / "packages").rglob("*.json")), "a package goes with its signatures"

@@ -1,11 +1,14 @@
 """The rules of deployments, over the store in memory."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from maas.names import AliasName, DeploymentName, VersionName
+from maas.signatures import PublicKey
+from maas_package.signed import VersionNotSigned
 from maas_rollout.domain.deployments import (
     Action,
     DeploymentState,
@@ -44,6 +47,12 @@ class Versions:
     def __init__(self) -> None:
         self.there = {V1, V2, V3, VersionName("b", 1)}
         self.best = V2
+        self.signed: dict[VersionName, set[PublicKey]] = {}
+
+    async def check_signed(self, version: VersionName, trusted: Sequence[PublicKey]) -> None:
+        await asyncio.sleep(0)
+        if self.signed.get(version, set()).isdisjoint(trusted):
+            raise VersionNotSigned(f"{version} is not signed", name=str(version))
 
     async def resolve(self, name: VersionName | AliasName) -> VersionName:
         await asyncio.sleep(0)  # as a call over the wire, this lets others in
@@ -118,6 +127,21 @@ async def test_targets_that_cannot_be_served_together_are_refused(
     with pytest.raises(TargetsInvalid, match=problem):
         await cluster.rollout.update(NAME, wanted(*targets), "", WHO)
     assert len(await cluster.rollout.list_events(NAME, None, 10)) == 1
+
+
+async def test_targets_stay_signed_when_one_changes_them_and_another_the_keys_at_once(cluster: Cluster) -> None:
+    first, second = PublicKey("1", "1"), PublicKey("2", "2")
+    cluster.versions.signed = {V1: {first, second}, V2: {first}}
+    await cluster.rollout.create(NAME, wanted((V1, 1)), WHO, trusted_keys=(first,))
+    results = await asyncio.gather(
+        cluster.rollout.update(NAME, wanted((V2, 1)), "", WHO),
+        cluster.rollout.update(NAME, None, "", WHO, trusted_keys=(second,)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, VersionNotSigned) for result in results) == 1
+    deployment = (await cluster.rollout.get(NAME)).deployment
+    for target in deployment.targets:
+        await cluster.versions.check_signed(target.version, deployment.trusted_keys)
 
 
 async def test_all_that_is_wrong_with_targets_is_said_at_once(cluster: Cluster) -> None:

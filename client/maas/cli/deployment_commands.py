@@ -16,7 +16,7 @@ from maas.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from maas.client import Client, Prediction
-    from maas.rollout.v1.deployment_pb2 import Deployment, Target
+    from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, Target
 
 _ROWS_A_REQUEST = 64
 
@@ -55,6 +55,16 @@ def deploy(
     engine: serving.Engine = None,
     worker_memory: serving.WorkerMemory = None,
     compute_timeout: serving.ComputeTimeout = None,
+    require_signature: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="PUBLIC_KEY",
+            help="Load only versions that this key signed; may be repeated: one is enough. Stays until it is changed.",
+        ),
+    ] = None,
+    allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help="Ask for no signature any more.")] = False,
     reset_serving: Annotated[
         bool, typer.Option("--reset-serving", help="Begin with the default settings instead of those it has.")
     ] = False,
@@ -64,14 +74,25 @@ def deploy(
 ) -> None:
     """Let versions answer under a name. What answered before goes on until they are ready.
 
-    A deployment that is there already keeps the serving settings that no option names; --reset-serving drops them.
+    A deployment that is there already keeps the serving settings that no option names; --reset-serving drops them. It
+    also goes on to require the signatures that it did.
     """
+    if require_signature and allow_unsigned:
+        raise InvalidInputError(
+            "either --require-signature or --allow-unsigned, not both", reason="SIGNATURE_OPTIONS_CONTRADICT"
+        )
     settings = serving.serving_settings(
         max_batch_rows, max_queue_delay, max_queue_rows, cache, on_demand, engine, worker_memory, compute_timeout
     )
     with connected(endpoint) as client:
         deployment = client.deploy(
-            name, targets, serving=settings, reset_serving=reset_serving, actor=this_user(), reason=reason
+            name,
+            targets,
+            serving=settings,
+            reset_serving=reset_serving,
+            trusted_keys=[] if allow_unsigned else require_signature or None,
+            actor=this_user(),
+            reason=reason,
         )
         if not no_wait:
             deployment = _wait(client, name, timeout)
@@ -110,10 +131,14 @@ def show(name: Name, endpoint: Endpoint = None, as_json: Json = False) -> None:
         write_json(deployment)
         return
     from maas.rollout.v1.deployment_pb2 import TargetState
+    from maas.signatures import PublicKey
 
     write_deployments([deployment])
     typer.echo()
     write_table(("SETTING", "VALUE"), serving.serving_text(deployment.serving))
+    if deployment.trusted_keys:
+        typer.echo()
+        write_table(("TRUSTED KEY",), ((PublicKey.parse(pem).fingerprint,) for pem in deployment.trusted_keys))
     if deployment.statuses:
         typer.echo()
         write_table(
@@ -137,7 +162,7 @@ def events(name: Name, endpoint: Endpoint = None, as_json: Json = False) -> None
         (
             (
                 ago_text(event.time),
-                event.action,
+                _action_text(event),
                 _targets_text(event.targets_before),
                 _targets_text(event.targets_after),
                 event.actor,
@@ -220,6 +245,14 @@ def _wait(client: "Client", name: str, timeout: float) -> "Deployment":
 
     with waiting(f"loading and warming {name}"):
         return client.wait_until_ready(name, timeout=timeout)
+
+
+def _action_text(event: "DeploymentEvent") -> str:
+    """Return what happened, and whose signatures are asked for from then on when that changed."""
+    if event.trusted_keys_before == event.trusted_keys_after:
+        return event.action
+    trusted = ", ".join(fingerprint[:16] for fingerprint in event.trusted_keys_after)
+    return f"{event.action}, {f'trusting {trusted}' if trusted else 'unsigned allowed'}"
 
 
 def _targets_text(targets: "Iterable[Target]") -> str:

@@ -33,6 +33,8 @@ class WorkerSettings:
     """NAME or NAME:PRECISION."""
     memory_bytes: int = 0
     compute_timeout_seconds: float = 0.0
+    trusted_keys: tuple[str, ...] = ()
+    """Public keys in PEM form; when there is any, only what one of them signed is loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +33,8 @@ COMPUTE_TIMEOUT_FACTOR = 20.0
 class Packages(Protocol):
     """Where a version's files are."""
 
-    def fetch(self, version: VersionName) -> Path:
-        """Return the folder; blocks. Raises a Failure."""
+    def fetch(self, version: VersionName, trusted_keys: Sequence[str]) -> Path:
+        """Return the folder, when there are trusted keys only if one of them signed it; blocks. Raises a Failure."""
 
     def discard(self, version: VersionName) -> None:
         """Forget what is stored; blocks."""
@@ -50,6 +50,8 @@ class KeeperOptions:
     worker: WorkerOptions
     engine: str = ""
     """NAME or NAME:PRECISION; empty for the fastest servable."""
+    trusted_keys: tuple[str, ...] = ()
+    """When there is any, a package is loaded only if one of them signed it."""
     compute_timeout_seconds: float = 0.0
     """0: by the measured cost of a full batch."""
 
@@ -230,7 +232,7 @@ class Keeper:
                 await self._pause(retry_seconds(failures - 1, at_most=60.0))
 
     async def _package(self) -> Package:
-        folder = await asyncio.to_thread(self._packages.fetch, self.version)
+        folder = await asyncio.to_thread(self._packages.fetch, self.version, self._options.trusted_keys)
         manifest = Manifest.from_json(await asyncio.to_thread((folder / MANIFEST_NAME).read_bytes))
         self.package_bytes = sum(file.size_bytes for file in manifest.files)
         return Package(folder, manifest)  # the worker checks the other files

@@ -244,7 +244,9 @@ class Replica:
             max_batch_rows=wanted.serving.max_batch_rows or self._options.worker.max_batch_rows,
             memory_bytes=wanted.workers.memory_bytes,
         )
-        return KeeperOptions(worker, wanted.workers.engine, wanted.workers.compute_timeout_seconds)
+        return KeeperOptions(
+            worker, wanted.workers.engine, wanted.workers.trusted_keys, wanted.workers.compute_timeout_seconds
+        )
 
     def _make_room(self) -> None:
         """Admit what waits as far as there is room, and let go of what is in the way: first come, first served."""

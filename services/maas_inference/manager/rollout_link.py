@@ -101,6 +101,7 @@ def wanted_from_proto(deployment: deployment_pb2.Deployment) -> WantedDeployment
             engine=serving.engine,
             memory_bytes=serving.worker_memory_bytes,
             compute_timeout_seconds=_seconds(serving.compute_timeout),
+            trusted_keys=tuple(deployment.trusted_keys),
         ),
     )
 

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from maas.names import DeploymentName, VersionName, parse_version_or_alias
 from maas.rollout.v1 import deployment_pb2
 from maas.rollout.v1 import rollout_service_pb2 as messages
+from maas.signatures import PublicKey, PublicKeyInvalid
 from maas_rollout.domain.deployments import DeploymentState, Event, Target, WantedTarget
 from maas_rollout.domain.feed import Changes
 from maas_rollout.domain.replicas import TargetState, TargetStatus
@@ -37,6 +38,12 @@ _LOAD_POLICIES_BACK = {wire: policy for policy, wire in _LOAD_POLICIES.items()}
 _TARGET_STATES_BACK = {wire: state for state, wire in _TARGET_STATES.items()}
 
 
+class TrustedKeyInvalid(InvalidInput):
+    """A text is no public key that can check signatures."""
+
+    reason = "TRUSTED_KEY_INVALID"
+
+
 class TargetStateMissing(InvalidInput):
     """A report does not say the state of a version."""
 
@@ -46,6 +53,19 @@ class TargetStateMissing(InvalidInput):
 def wanted_from_proto(targets: Iterable[deployment_pb2.Target]) -> list[WantedTarget]:
     """Return the targets that are asked for. Raises NameInvalid."""
     return [WantedTarget(parse_version_or_alias(target.version), target.weight) for target in targets]
+
+
+def trusted_from_proto(keys: Iterable[str]) -> tuple[PublicKey, ...]:
+    """Return the keys, each once, in the order of their fingerprints. Raises TrustedKeyInvalid."""
+    found = {}
+    for number, pem in enumerate(keys):
+        try:
+            key = PublicKey.parse(pem)
+        except PublicKeyInvalid as error:
+            field = f"deployment.trusted_keys[{number}]"
+            raise TrustedKeyInvalid(f"{field}: {error}", violations=(FieldViolation(field, str(error)),)) from error
+        found[key.fingerprint] = key
+    return tuple(found[fingerprint] for fingerprint in sorted(found))
 
 
 def serving_from_proto(message: deployment_pb2.ServingSettings) -> ServingSettings:
@@ -74,6 +94,7 @@ def deployment_to_proto(live: LiveDeployment, *, with_statuses: bool = True) -> 
         create_time=_timestamp(live.deployment.create_time),
         update_time=_timestamp(live.deployment.update_time),
         serving=_serving_to_proto(live.deployment.serving),
+        trusted_keys=[key.pem for key in live.deployment.trusted_keys],
     )
 
 
@@ -87,6 +108,8 @@ def event_to_proto(event: Event) -> deployment_pb2.DeploymentEvent:
         targets_after=_targets_to_proto(event.targets_after),
         actor=event.actor,
         reason=event.reason,
+        trusted_keys_before=event.trusted_before,
+        trusted_keys_after=event.trusted_after,
     )
 
 

@@ -16,6 +16,7 @@ from maas_rollout.api.messages import (
     event_to_proto,
     report_from_proto,
     serving_from_proto,
+    trusted_from_proto,
     wanted_from_proto,
 )
 from maas_rollout.domain.feed import Feed, ResumePoint
@@ -43,6 +44,7 @@ class RolloutServicer(RolloutServiceServicer):
             wanted_from_proto(request.deployment.targets),
             Author(request.actor, request.reason),
             serving_from_proto(request.deployment.serving),
+            trusted_from_proto(request.deployment.trusted_keys),
         )
         return deployment_to_proto(live)
 
@@ -74,6 +76,7 @@ class RolloutServicer(RolloutServiceServicer):
             request.deployment.etag,
             Author(request.actor, request.reason),
             change_serving=lambda present: replace(present, **changes),
+            trusted_keys=trusted_from_proto(request.deployment.trusted_keys) if "trusted_keys" in paths else None,
         )
         return deployment_to_proto(live)
 
@@ -110,8 +113,10 @@ class RolloutServicer(RolloutServiceServicer):
 def _mask_paths(request: messages.UpdateDeploymentRequest) -> set[str]:
     """Return what is to be changed. Raises UpdateMaskInvalid."""
     if not request.update_mask.paths:
-        return {"targets", "serving"} if request.deployment.HasField("serving") else {"targets"}
-    return mask_paths(request.update_mask, {"targets", "serving", *(f"serving.{field}" for field in SERVING_FIELDS)})
+        sent = {field.name for field, _ in request.deployment.ListFields()}
+        return {"targets"} | (sent & {"serving", "trusted_keys"})
+    serving = {f"serving.{field}" for field in SERVING_FIELDS}
+    return mask_paths(request.update_mask, {"targets", "trusted_keys", "serving", *serving})
 
 
 def _covering(field: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import Enum
 
 from maas.names import AliasName, DeploymentName, VersionName
+from maas.signatures import PublicKey
 from maas_rollout.domain.serving import DEFAULT_SERVING, ServingSettings
 from maas_runtime.failures import FieldViolation, InvalidInput
 
@@ -63,12 +64,14 @@ class Deployment:
     create_time: datetime
     update_time: datetime
     serving: ServingSettings = DEFAULT_SERVING
+    trusted_keys: tuple[PublicKey, ...] = ()
+    """When there is any, each target is signed by one of them."""
     revision: int = 0
     """Of all changes of all deployments, the number of the last one of this deployment; 0 before it is stored."""
 
     @property
     def etag(self) -> str:
-        """Changes whenever targets or serving settings do, and never comes back."""
+        """Changes whenever targets, serving settings or trusted keys do, and never comes back."""
         return str(self.revision)
 
 
@@ -78,7 +81,7 @@ class Action(Enum):
     CREATED = "created"
     UPDATED = "updated"
     CONFIGURED = "configured"
-    """Only the serving settings changed."""
+    """Only the serving settings or the trusted keys changed."""
     DELETED = "deleted"
 
 
@@ -93,6 +96,9 @@ class Event:
     targets_after: tuple[Target, ...]
     actor: str
     reason: str
+    trusted_before: tuple[str, ...] = ()
+    """Fingerprints of keys."""
+    trusted_after: tuple[str, ...] = ()
     number: int = 0
     """Its place in the record; 0 before it is stored."""
 

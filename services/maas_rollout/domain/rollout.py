@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol, TypeAlias
 
 from maas.names import AliasName, DeploymentName, VersionName
+from maas.signatures import PublicKey
 from maas_rollout.domain.deployments import (
     PENDING,
     Action,
@@ -88,6 +89,10 @@ class VersionSource(Protocol):
         """Return the version that is named. Raises the registry's NotFound."""
         ...
 
+    async def check_signed(self, version: VersionName, trusted: Sequence[PublicKey]) -> None:
+        """Return if one of the keys signed the version. Raises VersionNotSigned."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Author:
@@ -127,14 +132,33 @@ class Rollout:
         wanted: Sequence[WantedTarget],
         author: Author,
         serving: ServingSettings = DEFAULT_SERVING,
+        trusted_keys: tuple[PublicKey, ...] = (),
     ) -> LiveDeployment:
-        """Store a deployment. Raises DeploymentExists, TargetsInvalid, or the registry's NotFound."""
+        """Store a deployment. Raises DeploymentExists, TargetsInvalid, VersionNotSigned, or the registry's NotFound."""
         targets = await self._resolve(wanted)
+        await self._check_signed(targets, trusted_keys)
         now = self._clock()
         try:
             created = await self._store.create(
-                Deployment(name, targets, PENDING, create_time=now, update_time=now, serving=serving),
-                Event(name, now, Action.CREATED, (), targets, author.actor, author.reason),
+                Deployment(
+                    name,
+                    targets,
+                    PENDING,
+                    create_time=now,
+                    update_time=now,
+                    serving=serving,
+                    trusted_keys=trusted_keys,
+                ),
+                Event(
+                    name,
+                    now,
+                    Action.CREATED,
+                    (),
+                    targets,
+                    author.actor,
+                    author.reason,
+                    trusted_after=_fingerprints(trusted_keys),
+                ),
             )
         finally:
             self._feed.wake()
@@ -158,25 +182,33 @@ class Rollout:
         author: Author,
         *,
         change_serving: ChangeServing = lambda serving: serving,
+        trusted_keys: tuple[PublicKey, ...] | None = None,
     ) -> LiveDeployment:
-        """Change targets, unless they are None, and serving settings. What it has already leaves no event.
+        """Change targets and trusted keys, unless they are None, and serving settings.
 
-        Raises DeploymentNotFound, EtagMismatch, TargetsInvalid, or the registry's NotFound.
+        What it has already leaves no event. Raises DeploymentNotFound, EtagMismatch, TargetsInvalid, VersionNotSigned,
+        or the registry's NotFound.
         """
-        await self._get(name)
+        present = await self._get(name)
         resolved = None if wanted is None else await self._resolve(wanted)
+        # Outside of the lock, since it may take its time; again inside when somebody changed the other half meanwhile.
+        checked = (resolved or present.targets, present.trusted_keys if trusted_keys is None else trusted_keys)
+        await self._check_signed(*checked)
         async with self._changing:
             present = await self._get(name)
             if etag and etag != present.etag:
                 raise _mismatch(name)
             targets = present.targets if resolved is None else resolved
             serving = change_serving(present.serving)
-            if (present.targets, present.serving) == (targets, serving):
+            keys = present.trusted_keys if trusted_keys is None else trusted_keys
+            if (present.targets, present.serving, present.trusted_keys) == (targets, serving, keys):
                 return self.live(present)
+            if (targets, keys) != checked:
+                await self._check_signed(targets, keys)
             action = Action.CONFIGURED if present.targets == targets else Action.UPDATED
-            wanted_now = replace(self._with_targets(present, targets), serving=serving)
+            wanted_now = replace(self._with_targets(present, targets), serving=serving, trusted_keys=keys)
             try:
-                updated = await self._store.update(wanted_now, self._event(present, action, targets, author))
+                updated = await self._store.update(wanted_now, self._event(present, action, targets, keys, author))
             finally:
                 self._feed.wake()
         if updated is None:
@@ -188,7 +220,7 @@ class Rollout:
         async with self._changing:
             present = await self._get(name)
             try:
-                deleted = await self._store.delete(present, self._event(present, Action.DELETED, (), author))
+                deleted = await self._store.delete(present, self._event(present, Action.DELETED, (), (), author))
             finally:
                 self._feed.wake()
         if not deleted:
@@ -228,6 +260,11 @@ class Rollout:
         check_targets(targets)
         return targets
 
+    async def _check_signed(self, targets: Sequence[Target], trusted: Sequence[PublicKey]) -> None:
+        if trusted:
+            for target in targets:
+                await self._versions.check_signed(target.version, trusted)
+
     def _with_targets(self, present: Deployment, targets: tuple[Target, ...]) -> Deployment:
         before = present.standing
         if before.state is not DeploymentState.PENDING:
@@ -235,8 +272,29 @@ class Rollout:
         standing = self._replicas.standing(present.name, targets, before)
         return replace(present, targets=targets, standing=standing, update_time=self._clock())
 
-    def _event(self, present: Deployment, action: Action, targets: tuple[Target, ...], author: Author) -> Event:
-        return Event(present.name, self._clock(), action, present.targets, targets, author.actor, author.reason)
+    def _event(
+        self,
+        present: Deployment,
+        action: Action,
+        targets: tuple[Target, ...],
+        trusted_keys: tuple[PublicKey, ...],
+        author: Author,
+    ) -> Event:
+        return Event(
+            present.name,
+            self._clock(),
+            action,
+            present.targets,
+            targets,
+            author.actor,
+            author.reason,
+            _fingerprints(present.trusted_keys),
+            _fingerprints(trusted_keys),
+        )
+
+
+def _fingerprints(keys: Sequence[PublicKey]) -> tuple[str, ...]:
+    return tuple(key.fingerprint for key in keys)
 
 
 def _mismatch(name: DeploymentName) -> EtagMismatch:

@@ -1,7 +1,7 @@
 """Deployments and their events in SQLite."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from maas.names import DeploymentName, VersionName
+from maas.signatures import PublicKey
 from maas_rollout.domain.deployments import Action, Deployment, DeploymentState, Event, Standing, Target
 from maas_rollout.domain.feed import Changes, ResumePoint
 from maas_rollout.domain.serving import DEFAULT_SERVING, LoadPolicy, ServingSettings
@@ -51,6 +52,7 @@ _deployments = Table(
     Column("deployment_id", String, primary_key=True),
     Column("targets", JSON, nullable=False),
     Column("serving", JSON, nullable=False),
+    Column("trusted_keys", JSON, nullable=False, server_default="[]"),
     Column("state", String, nullable=False),
     Column("message", String, nullable=False),
     Column("create_time", UtcTime, nullable=False),
@@ -75,6 +77,8 @@ _events = Table(
     Column("action", String, nullable=False),
     Column("targets_before", JSON, nullable=False),
     Column("targets_after", JSON, nullable=False),
+    Column("trusted_before", JSON, nullable=False, server_default="[]"),
+    Column("trusted_after", JSON, nullable=False, server_default="[]"),
     Column("actor", String, nullable=False),
     Column("reason", String, nullable=False),
     Index("events_of_deployment", "deployment_id", "number"),
@@ -241,6 +245,8 @@ async def _record(connection: AsyncConnection, event: Event) -> None:
             action=event.action.value,
             targets_before=_targets_to_json(event.targets_before),
             targets_after=_targets_to_json(event.targets_after),
+            trusted_before=list(event.trusted_before),
+            trusted_after=list(event.trusted_after),
             actor=event.actor,
             reason=event.reason,
         )
@@ -251,6 +257,7 @@ def _changing(deployment: Deployment) -> dict[str, Any]:
     return {
         "targets": _targets_to_json(deployment.targets),
         "serving": _serving_to_json(deployment.serving),
+        "trusted_keys": [asdict(key) for key in deployment.trusted_keys],
         "state": deployment.standing.state.value,
         "message": deployment.standing.message,
         "update_time": deployment.update_time,
@@ -266,6 +273,7 @@ def _deployment(row: Row[Any]) -> Deployment:
         row.create_time,
         row.update_time,
         _serving_from_json(row.serving),
+        tuple(PublicKey(**key) for key in row.trusted_keys),
         row.revision,
     )
 
@@ -279,6 +287,8 @@ def _event(row: Row[Any]) -> Event:
         _targets_from_json(row.targets_after),
         row.actor,
         row.reason,
+        tuple(row.trusted_before),
+        tuple(row.trusted_after),
         row.number,
     )
 

@@ -134,6 +134,7 @@ class Deployment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
+    TRUSTED_KEYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional. Resource name: `deployments/{deployment}`. Says which to change in Update; not read in Create."""
     state: Global___DeploymentState.ValueType
@@ -158,11 +159,18 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When its targets or its serving settings last changed."""
+        """Output only. When its targets, its serving settings or its trusted keys last changed."""
 
     @_builtins.property
     def serving(self) -> Global___ServingSettings:
         """Optional. How its requests are queued and its workers are run. Default: each replica decides."""
+
+    @_builtins.property
+    def trusted_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Public keys in PEM form, of an elliptic curve, P-256, P-384 or P-521; at most 16. When there is any, each
+        target has to be signed by one of them (maas.registry.v1.VersionSignature): it is checked when the deployment is
+        changed, and by each replica before it loads a version. Default: versions need no signature.
+        """
 
     def __init__(
         self,
@@ -176,10 +184,11 @@ class Deployment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         serving: Global___ServingSettings | None = ...,
+        trusted_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "serving", b"serving", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "message", b"message", "name", b"name", "serving", b"serving", "state", b"state", "statuses", b"statuses", "targets", b"targets", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "message", b"message", "name", b"name", "serving", b"serving", "state", b"state", "statuses", b"statuses", "targets", b"targets", "trusted_keys", b"trusted_keys", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,10 +333,14 @@ class DeploymentEvent(_message.Message):
     TARGETS_AFTER_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    TRUSTED_KEYS_BEFORE_FIELD_NUMBER: _builtins.int
+    TRUSTED_KEYS_AFTER_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Output only. The deployment: `deployments/{deployment}`."""
     action: _builtins.str
-    """Output only. What happened: `created`, `updated`, `deleted`; `configured` when only serving settings changed."""
+    """Output only. What happened: `created`, `updated`, `deleted`; `configured` when only serving settings
+    or trusted keys changed.
+    """
     actor: _builtins.str
     """Output only. Who asked, as the caller said; nobody checks it before the gateway knows callers."""
     reason: _builtins.str
@@ -344,6 +357,14 @@ class DeploymentEvent(_message.Message):
     def targets_after(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
         """Output only. The targets after; empty when it was deleted."""
 
+    @_builtins.property
+    def trusted_keys_before(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The keys that were trusted before, as the fingerprints of VersionSignature.name."""
+
+    @_builtins.property
+    def trusted_keys_after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The keys that are trusted after it."""
+
     def __init__(
         self,
         *,
@@ -354,10 +375,12 @@ class DeploymentEvent(_message.Message):
         targets_after: _abc.Iterable[Global___Target] | None = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
+        trusted_keys_before: _abc.Iterable[_builtins.str] | None = ...,
+        trusted_keys_after: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "deployment", b"deployment", "reason", b"reason", "targets_after", b"targets_after", "targets_before", b"targets_before", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "deployment", b"deployment", "reason", b"reason", "targets_after", b"targets_after", "targets_before", b"targets_before", "time", b"time", "trusted_keys_after", b"trusted_keys_after", "trusted_keys_before", b"trusted_keys_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -152,8 +152,9 @@ class UpdateDeploymentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. What to change: `targets`, `serving`, or a field of it such as `serving.max_batch_rows`; what is in the
-        mask and not in the message becomes its default. Default: `targets`, and `serving` when the message has it.
+        """Optional. What to change: `targets`, `trusted_keys`, `serving`, or a field of it such as `serving.max_batch_rows`;
+        what is in the mask and not in the message becomes its default. Default: `targets`, and `serving` and
+        `trusted_keys` when the message has them.
         """
 
     def __init__(

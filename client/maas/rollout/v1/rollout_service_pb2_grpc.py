@@ -87,7 +87,8 @@ class RolloutServiceServicer:
         """Stores a deployment; it answers once its versions are loaded and warm.
 
         ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
-        INVALID_ARGUMENT: targets of two models, a version twice, or no weight above 0.
+        INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
+        FAILED_PRECONDITION: a target is not signed by a trusted key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,10 +111,11 @@ class RolloutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateDeployment(self, request, context):
-        """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
+        """Changes targets, serving settings and trusted keys. The old versions answer until the new ones are warm.
 
         NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
         INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
+        FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,8 @@ class RolloutServiceStub:
     """Stores a deployment; it answers once its versions are loaded and warm.
 
     ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
-    INVALID_ARGUMENT: targets of two models, a version twice, or no weight above 0.
+    INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
+    FAILED_PRECONDITION: a target is not signed by a trusted key.
     """
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.GetDeploymentRequest, _deployment_pb2.Deployment]
     """NOT_FOUND: there is no such deployment."""
@@ -49,10 +50,11 @@ class RolloutServiceStub:
     INVALID_ARGUMENT: the page token is not from this query.
     """
     UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.UpdateDeploymentRequest, _deployment_pb2.Deployment]
-    """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
+    """Changes targets, serving settings and trusted keys. The old versions answer until the new ones are warm.
 
     NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
     INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
+    FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
     """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.DeleteDeploymentRequest, _empty_pb2.Empty]
     """Ends a deployment: callers get NOT_FOUND, its workers end. Its record of events stays.
@@ -82,7 +84,8 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     """Stores a deployment; it answers once its versions are loaded and warm.
 
     ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
-    INVALID_ARGUMENT: targets of two models, a version twice, or no weight above 0.
+    INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
+    FAILED_PRECONDITION: a target is not signed by a trusted key.
     """
     GetDeployment: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.GetDeploymentRequest, _deployment_pb2.Deployment]  # type: ignore[assignment]
     """NOT_FOUND: there is no such deployment."""
@@ -92,10 +95,11 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     INVALID_ARGUMENT: the page token is not from this query.
     """
     UpdateDeployment: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.UpdateDeploymentRequest, _deployment_pb2.Deployment]  # type: ignore[assignment]
-    """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
+    """Changes targets, serving settings and trusted keys. The old versions answer until the new ones are warm.
 
     NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
     INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
+    FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
     """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.DeleteDeploymentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Ends a deployment: callers get NOT_FOUND, its workers end. Its record of events stays.
@@ -128,7 +132,8 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores a deployment; it answers once its versions are loaded and warm.
 
         ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
-        INVALID_ARGUMENT: targets of two models, a version twice, or no weight above 0.
+        INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
+        FAILED_PRECONDITION: a target is not signed by a trusted key.
         """
 
     @_abc_1.abstractmethod
@@ -156,10 +161,11 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_service_pb2.UpdateDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pb2.Deployment, _abc.Awaitable[_deployment_pb2.Deployment]]:
-        """Changes the targets and the serving settings. The old versions answer until the new ones are warm.
+        """Changes targets, serving settings and trusted keys. The old versions answer until the new ones are warm.
 
         NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
         INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
+        FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
         """
 
     @_abc_1.abstractmethod
