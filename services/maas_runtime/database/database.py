@@ -17,6 +17,18 @@ _WAIT_SECONDS = 10.0
 ResultT = TypeVar("ResultT")
 
 
+class Queries(Protocol):
+    """What answers single queries."""
+
+    async def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """Return what one query finds."""
+        ...
+
+    async def close(self) -> None:
+        """Close what was opened for it."""
+        ...
+
+
 class DatabaseLocation(Protocol):
     """Where a database is and how it is opened: SqliteFile or PostgresqlDatabase. As text, without a password."""
 
@@ -46,8 +58,8 @@ class DatabaseLocation(Protocol):
         """Return connections whose transactions see one state of the whole database."""
         ...
 
-    def reading_once(self, reading: AsyncEngine) -> AsyncEngine:
-        """Return what gives those connections for a single query."""
+    def querying(self, reading: AsyncEngine) -> Queries:
+        """Return what answers a single query sooner than a transaction of `reading` would."""
         ...
 
     def failure_of(self, error: BaseException) -> Failure | None:
@@ -67,7 +79,7 @@ class Database:
         self._location = location
         self._writing = location.writing()
         self._reading = location.reading()
-        self._reading_once = location.reading_once(self._reading)
+        self._queries = location.querying(self._reading)
         self._writers_turn = asyncio.Semaphore(1)
         self._readers_turn = asyncio.Semaphore(location.readers)
 
@@ -77,39 +89,33 @@ class Database:
         Nobody else writes meanwhile, in other processes either: what `work` has looked up still holds when it writes.
         An exception of `work` undoes all of it.
         """
-        return await self._transaction(self._writing, self._writers_turn, work)
+        return await self._in_turn(self._writers_turn, lambda: _transaction(self._writing, work))
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Return what `work` returns in a transaction that sees one state of the whole database."""
-        return await self._transaction(self._reading, self._readers_turn, work)
+        return await self._in_turn(self._readers_turn, lambda: _transaction(self._reading, work))
 
     async def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
         """Return what one query finds."""
-
-        async def fetch(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            found: Sequence[Row[Any]] = (await connection.execute(query)).all()
-            return found
-
-        return await self._transaction(self._reading_once, self._readers_turn, fetch)
+        return await self._in_turn(self._readers_turn, lambda: self._queries.rows(query))
 
     async def close(self) -> None:
         """Wait for the transactions that have begun, then close the connections."""
         for _ in range(self._location.readers):
             await self._readers_turn.acquire()
         await self._writers_turn.acquire()
+        await self._queries.close()
         await self._reading.dispose()
         await self._writing.dispose()
 
-    async def _transaction(
-        self, engine: AsyncEngine, turn: asyncio.Semaphore, work: Callable[[AsyncConnection], Awaitable[ResultT]]
-    ) -> ResultT:
+    async def _in_turn(self, turn: asyncio.Semaphore, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
                 await turn.acquire()
         except TimeoutError as error:
             raise database_busy() from error
         try:
-            return await to_its_end(_transaction(self._location, engine, work))
+            return await to_its_end(_translated(self._location, work))
         finally:
             turn.release()
 
@@ -152,12 +158,15 @@ async def alone(location: DatabaseLocation) -> AsyncIterator[AsyncConnection]:
         await engine.dispose()
 
 
-async def _transaction(
-    location: DatabaseLocation, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]
-) -> ResultT:
+async def _translated(location: DatabaseLocation, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
     with _translated_errors(location):
-        async with asyncio.timeout(location.longest_seconds), engine.begin() as connection:
-            return await work(connection)
+        async with asyncio.timeout(location.longest_seconds):
+            return await work()
+
+
+async def _transaction(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+    async with engine.begin() as connection:
+        return await work(connection)
 
 
 @contextmanager

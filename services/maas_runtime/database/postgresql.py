@@ -1,11 +1,12 @@
 """A database of a PostgreSQL server: waits are bounded, and a server that is away is a failure to be retried."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
-from sqlalchemy import event, exc
+from sqlalchemy import Row, Select, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from maas_runtime.database.failures import DatabaseCorrupt, DatabaseUnavailable, database_busy
@@ -68,9 +69,9 @@ class PostgresqlDatabase:
             _READERS, isolation_level="REPEATABLE READ", execution_options={"postgresql_readonly": True}
         )
 
-    def reading_once(self, reading: AsyncEngine) -> AsyncEngine:
-        """Return connections for a single query: without a transaction, it is one message and one answer."""
-        return reading.execution_options(isolation_level="AUTOCOMMIT")
+    def querying(self, reading: AsyncEngine) -> "_Queries":
+        """Return what answers a single query: without a transaction, it is one message and one answer."""
+        return _Queries(reading.execution_options(isolation_level="AUTOCOMMIT"))
 
     def failure_of(self, error: BaseException) -> Failure | None:
         """Return the failure that an error stands for; None when it is a bug of ours."""
@@ -120,6 +121,19 @@ class PostgresqlDatabase:
                 raise exc.DisconnectionError
 
         return engine
+
+
+class _Queries:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        async with self._engine.connect() as connection:
+            found: Sequence[Row[Any]] = (await connection.execute(query)).all()
+            return found
+
+    async def close(self) -> None:
+        """Close nothing: the connections are those of the transactions."""
 
 
 def _alone(engine: AsyncEngine) -> AsyncEngine:
