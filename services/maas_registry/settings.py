@@ -1,7 +1,7 @@
 """What the registry is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -9,7 +9,14 @@ from maas_registry.storage.blob_location import BlobLocation, FolderLocation, pa
 from maas_runtime.database.database import DatabaseLocation
 from maas_runtime.database.location import parse_database_url
 from maas_runtime.database.sqlite import SqliteFile
+from maas_runtime.failures import InvalidInput
 from maas_runtime.settings import Environment, ProcessSettings
+
+
+class MoveToItself(InvalidInput):
+    """A registry is to be moved to where it is."""
+
+    reason = "MOVE_TO_ITSELF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,19 @@ class StoreSettings:
         settings = cls.read(environment)
         environment.check()
         return settings
+
+    def moved(self, database_url: str, blobs_url: str) -> Self:
+        """Return where the registry goes that is moved to other stores. Raises SettingsInvalid or MoveToItself."""
+        options = Environment({"--to-database": database_url, "--to-blobs": blobs_url})
+        there = replace(
+            self,
+            database=options.parsed("--to-database", parse_database_url, self.database),
+            blobs=options.parsed("--to-blobs", parse_blobs_url, self.blobs),
+        )
+        options.check()
+        if there.database == self.database:
+            raise MoveToItself(f"the records are in {self.database} already: name another database")
+        return there
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,13 @@ async def test_a_registry_moves_with_nothing_lost(source: Stores, target: Stores
         await move(source, target, tell_nobody)
 
 
+async def test_a_registry_moves_back_as_well(source: Stores, target: Stores, tmp_path: Path) -> None:
+    await move(source, target, tell_nobody)
+    async with opened(SqliteFile(tmp_path / "back.sqlite"), tmp_path / "back") as back:
+        await move(target, back, tell_nobody)
+        assert await rows_of(back) == await rows_of(source)
+
+
 async def test_a_target_with_other_records_is_left_as_it_is(source: Stores, target: Stores) -> None:
     await add_model(SqlModelStore(target.database), "other")
     before = await rows_of(target)

@@ -1,4 +1,4 @@
-"""`maas registry`: the whole registry of this machine, checked."""
+"""`maas registry`: the whole registry of this machine, checked or moved."""
 
 import json
 import os
@@ -12,13 +12,14 @@ import typer
 
 from maas.cli.options import DEFAULT_HOME, Home, Json
 from maas.cli.output import bytes_text, console, say, write_json
-from maas.errors import MaasError
+from maas.errors import MaasError, NotAllowedNowError
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="The whole registry of this machine: check it.", no_args_is_help=True)
+    group = typer.Typer(help="The whole registry of this machine: check it, or move it.", no_args_is_help=True)
     group.command("verify")(verify)
+    group.command("migrate")(migrate)
     app.add_typer(group, name="registry")
 
 
@@ -29,8 +30,8 @@ def verify(
 ) -> None:
     """Check every record against the others and against the blobs. Status 1 when something is wrong.
 
-    Reads the stores themselves: those of the home folder, or the one that MAAS_REGISTRY_DATABASE_URL names. The
-    registry may be running.
+    Reads the stores themselves: those of the home folder, or those that MAAS_REGISTRY_DATABASE_URL and
+    MAAS_REGISTRY_BLOBS_URL name. The registry may be running.
     """
     found = _upkeep(home, ["verify", *(["--hash"] if hashing else [])], "checking")
     if as_json:
@@ -42,6 +43,36 @@ def verify(
         say(f"{_amounts(found)}: " + (f"{count} problem{'s' if count > 1 else ''}" if count else "all in order"))
     if found["problems"]:
         raise typer.Exit(1)
+
+
+def migrate(
+    to_database: Annotated[
+        str, typer.Option("--to-database", help="Where to: postgresql://USER@HOST/DATABASE or sqlite:////FOLDER/FILE.")
+    ],
+    to_blobs: Annotated[str, typer.Option("--to-blobs", help="Where to: s3://BUCKET/PREFIX or file:///FOLDER.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Copy the whole registry to another database and another store of blobs, and check the copy.
+
+    Stop the cluster before, so that nothing is registered in the old place meanwhile. The old place stays as it is.
+    A move that broke goes on when it is begun again.
+    """
+    from maas.supervisor.home import Home as HomeFolder
+    from maas.supervisor.home import running_state
+
+    folder = home.expanduser().absolute()
+    if running_state(HomeFolder(folder)) is not None:
+        raise NotAllowedNowError(
+            f"a cluster is running in {folder}: stop it first, with maas down --home {folder}", reason="CLUSTER_RUNNING"
+        )
+    arguments = ["migrate", f"--to-database={to_database}", f"--to-blobs={to_blobs}"]
+    found = _upkeep(home, arguments, "moving")
+    if as_json:
+        write_json(found)
+        return
+    say(f"{_amounts(found)}: all is there, each row equal, each blob with its hash")
+    say("the registry goes on there once MAAS_REGISTRY_DATABASE_URL and MAAS_REGISTRY_BLOBS_URL name it")
 
 
 def _upkeep(home: Path, arguments: list[str], doing: str) -> dict[str, Any]:

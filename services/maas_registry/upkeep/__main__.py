@@ -1,4 +1,4 @@
-"""`python -m maas_registry.upkeep verify`: the program behind `maas registry verify`.
+"""`python -m maas_registry.upkeep verify | migrate`: the program behind `maas registry`.
 
 Works on the stores that the settings name, and needs no running registry. Writes a JSON object a line to stdout: how
 far it is (`progress`), and at the end what it found (`result`), or `failure` and `reason`.
@@ -15,6 +15,7 @@ from typing import Any
 
 from maas_registry.settings import StoreSettings
 from maas_registry.storage.stores import open_stores
+from maas_registry.upkeep.move import move
 from maas_registry.upkeep.verification import Verification, verify
 from maas_runtime.database.sqlite import SqliteFile
 from maas_runtime.failures import Failure, NotFound
@@ -34,9 +35,12 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     verifying = commands.add_parser("verify")
     verifying.add_argument("--hash", action="store_true")
+    moving = commands.add_parser("migrate")
+    moving.add_argument("--to-database", required=True)
+    moving.add_argument("--to-blobs", required=True)
     options = parser.parse_args()
     try:
-        found = asyncio.run(_verify(options.hash))
+        found = asyncio.run(_verify(options.hash) if options.command == "verify" else _move(options))
     except Failure as failure:
         _write({"failure": failure.message, "reason": failure.reason})
         return 1
@@ -47,6 +51,15 @@ def main() -> int:
 async def _verify(hashing: bool) -> Verification:
     async with open_stores(_existing(StoreSettings.from_env(os.environ))) as stores:
         return await verify(stores.database, stores.blobs, _Teller().tell, hashing=hashing)
+
+
+async def _move(options: argparse.Namespace) -> Verification:
+    settings = _existing(StoreSettings.from_env(os.environ))
+    async with (
+        open_stores(settings) as source,
+        open_stores(settings.moved(options.to_database, options.to_blobs)) as target,
+    ):
+        return await move(source, target, _Teller().tell)
 
 
 def _existing(settings: StoreSettings) -> StoreSettings:
