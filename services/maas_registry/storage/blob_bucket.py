@@ -127,8 +127,9 @@ class BlobBucket:
     async def _fetch(self, name: BlobName, stored: Stored, path: Path) -> None:
         """Write a blob's object to `path`. Raises BlobCorrupt when it is damaged."""
         digest = hashlib.sha256()
-        file = await self._disk.run(lambda: FileIO(path, "w"))
+        opening = self._disk.begin(lambda: FileIO(path, "w"))
         try:
+            file = await self._disk.end(opening)
             async with aclosing(self._bucket.read(name, 0, stored.size_bytes)) as pieces:
                 async for piece in pieces:
                     hashed = self._disk.begin(partial(digest.update, piece))
@@ -137,7 +138,8 @@ class BlobBucket:
                     finally:
                         await self._disk.end(hashed)
         finally:
-            await self._disk.run(file.close)
+            if opening.exception() is None:
+                await self._disk.run(opening.result().close)
         if digest.hexdigest() != name.sha256:
             raise await self._damaged(name, stored)
 

@@ -22,10 +22,11 @@ async def read_file(
 
     While one chunk is on its way to the caller, the next is read.
     """
-    file = await disk.run(lambda: FileIO(path))
+    opening = disk.begin(lambda: FileIO(path))
     ahead: asyncio.Future[bytes] | None = None
     left = length
     try:
+        file = await disk.end(opening)
         await disk.run(lambda: file.seek(offset))
 
         def next_chunk(size_bytes: int) -> bytes:
@@ -45,10 +46,12 @@ async def read_file(
             ahead = begin()
             yield chunk
     finally:
-        await to_its_end(_close(disk, file, ahead))
+        await to_its_end(_close(disk, opening, ahead))
 
 
-async def _close(disk: Disk, file: FileIO, ahead: "asyncio.Future[bytes] | None") -> None:
+async def _close(disk: Disk, opening: "asyncio.Future[FileIO]", ahead: "asyncio.Future[bytes] | None") -> None:
+    """Close the file, also one that was opened for a caller who had left by then."""
     if ahead is not None:
         await asyncio.wait([ahead])
-    await disk.run(file.close)
+    if opening.exception() is None:
+        await disk.run(opening.result().close)
