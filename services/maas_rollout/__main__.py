@@ -1,5 +1,6 @@
 """Rollout's process."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -59,7 +60,19 @@ async def open_rollout(settings: Settings) -> AsyncIterator[OpenRollout]:
         def add(server: grpc.aio.Server) -> None:
             add_RolloutServiceServicer_to_server(servicer, server)
 
-        yield OpenRollout(GrpcService("maas.rollout.v1.RolloutService", add, feed.close), feed)
+        async with _kept_holds(rollout):
+            yield OpenRollout(GrpcService("maas.rollout.v1.RolloutService", add, feed.close), feed)
+
+
+@asynccontextmanager
+async def _kept_holds(rollout: Rollout) -> AsyncIterator[None]:
+    """Let the registry hold what is deployed until the context ends."""
+    async with asyncio.TaskGroup() as tasks:
+        keeper = tasks.create_task(rollout.keep_holds())
+        try:
+            yield
+        finally:
+            keeper.cancel()
 
 
 def _now() -> datetime:

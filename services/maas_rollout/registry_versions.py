@@ -1,9 +1,10 @@
-"""The registry, as the source of versions."""
+"""The registry, as the source of versions, which keeps those that are deployed."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from maas.names import AliasName, VersionName
+from maas.names import AliasName, DeploymentName, VersionName
 from maas.registry.v1 import registry_service_pb2
 from maas.signatures import PublicKey, members_of
 from maas_package.signed import check_signed, signature_names
@@ -38,3 +39,22 @@ class RegistryVersions:
                 if failure.reason != _NO_SIGNATURE:
                     raise
         check_signed(version, members_of(stored.files), bundles, trusted)
+
+    async def hold(self, holder: DeploymentName, versions: Collection[VersionName], reason: str) -> None:
+        """Let a deployment hold these versions. Raises NotFound or NotAllowedNow with the registry's reason."""
+        request = registry_service_pb2.SetHoldsRequest(
+            holder=str(holder), versions=[str(version) for version in sorted(versions)], reason=reason
+        )
+        await self._registry.SetHolds(request)
+
+    async def holds(self) -> Mapping[DeploymentName, Collection[VersionName]]:
+        """Return which deployments hold which versions."""
+        found: defaultdict[DeploymentName, set[VersionName]] = defaultdict(set)
+        request = registry_service_pb2.ListHoldsRequest(page_size=1000)
+        while True:
+            page = await self._registry.ListHolds(request)
+            for hold in page.holds:
+                found[DeploymentName.parse(hold.holder)].add(VersionName.parse(hold.version))
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token

@@ -27,7 +27,13 @@ NAME = "deployments/reviews"
 
 
 class AllVersions(RegistryServiceServicer):
-    """A registry in which every version exists."""
+    """A registry in which every version exists, and which is told what is held."""
+
+    async def SetHolds(self, request: Any, context: Any) -> registry_service_pb2.SetHoldsResponse:
+        return registry_service_pb2.SetHoldsResponse(versions=request.versions)
+
+    async def ListHolds(self, request: Any, context: Any) -> registry_service_pb2.ListHoldsResponse:
+        return registry_service_pb2.ListHoldsResponse()
 
     async def GetVersion(self, request: registry_service_pb2.GetVersionRequest, context: Any) -> version_pb2.Version:
         return version_pb2.Version(name=request.name)

@@ -375,3 +375,41 @@ async def test_fifty_updates_at_once_are_fifty_changes_in_one_line(rollout: "Rol
     for before, after in pairwise(events):
         assert list(before.targets_after) == list(after.targets_before)
     assert list((await get(rollout)).targets) == list(events[-1].targets_after)
+
+
+async def test_a_deployed_version_is_kept_until_it_is_not_deployed_any_more(
+    registry: "RegistryServiceAsyncStub", rollout: "RolloutServiceAsyncStub"
+) -> None:
+    await create(rollout)
+    await update(rollout, ("a/versions/1", 9), ("a/versions/2", 1))
+    name = "models/a/versions/1"
+    delete = registry_service_pb2.DeleteVersionRequest(name=name)
+    error = await error_of(registry.DeleteVersion(delete, timeout=5))
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "VERSION_IN_USE")
+    assert "deployments/reviews" in error.message
+    await update(rollout, ("a/versions/2", 1))
+    async with asyncio.timeout(10):
+        version = registry_service_pb2.GetVersionRequest(name=name)
+        while (await registry.GetVersion(version, timeout=5)).held_by:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await registry.DeleteVersion(delete, timeout=5)
+    error = await error_of(update(rollout, ("a/versions/1", 1)))
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "VERSION_DELETED")
+    history = await registry.ListChanges(registry_service_pb2.ListChangesRequest(resource=name), timeout=5)
+    assert [list(change.version.held_by) for change in history.changes] == [[], [], ["deployments/reviews"], []]
+
+
+async def test_holds_that_a_crash_left_or_lost_are_put_right_at_the_start(
+    registry: "RegistryServiceAsyncStub", tmp_path: Path
+) -> None:
+    async with rollout_in(tmp_path) as rollout:
+        await create(rollout)
+    hold = registry_service_pb2.SetHoldsRequest
+    await registry.SetHolds(hold(holder="deployments/reviews"), timeout=5)
+    await registry.SetHolds(hold(holder="deployments/never-made", versions=["models/b/versions/1"]), timeout=5)
+    async with rollout_in(tmp_path), asyncio.timeout(10):
+        while True:
+            listed = await registry.ListHolds(registry_service_pb2.ListHoldsRequest(), timeout=5)
+            if [(one.holder, one.version) for one in listed.holds] == [("deployments/reviews", "models/a/versions/1")]:
+                break
+            await asyncio.sleep(0.01)

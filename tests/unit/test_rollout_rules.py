@@ -1,7 +1,7 @@
 """The rules of deployments, over the store in memory."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -27,7 +27,7 @@ from maas_rollout.domain.rollout import (
     Rollout,
 )
 from maas_rollout.storage.memory import MemoryDeploymentStore
-from maas_runtime.failures import NotFound
+from maas_runtime.failures import NotFound, Unavailable
 
 NAME = DeploymentName("reviews")
 V1, V2, V3 = (VersionName("a", number) for number in (1, 2, 3))
@@ -47,12 +47,24 @@ class Versions:
     def __init__(self) -> None:
         self.there = {V1, V2, V3, VersionName("b", 1)}
         self.best = V2
+        self.held: dict[DeploymentName, frozenset[VersionName]] = {}
+        self.held_at_once: list[frozenset[VersionName]] = []
+        self.away = False
         self.signed: dict[VersionName, set[PublicKey]] = {}
 
     async def check_signed(self, version: VersionName, trusted: Sequence[PublicKey]) -> None:
         await asyncio.sleep(0)
         if self.signed.get(version, set()).isdisjoint(trusted):
             raise VersionNotSigned(f"{version} is not signed", name=str(version))
+
+    async def hold(self, holder: DeploymentName, versions: Collection[VersionName], reason: str) -> None:
+        if self.away:
+            raise Unavailable("restarting")
+        self.held[holder] = frozenset(versions)
+        self.held_at_once.append(frozenset(versions))
+
+    async def holds(self) -> dict[DeploymentName, frozenset[VersionName]]:
+        return {holder: versions for holder, versions in self.held.items() if versions}
 
     async def resolve(self, name: VersionName | AliasName) -> VersionName:
         await asyncio.sleep(0)  # as a call over the wire, this lets others in
@@ -279,3 +291,48 @@ def test_a_text_that_is_no_resume_token_is_as_good_as_an_unknown_one(text: str) 
 def test_a_resume_token_comes_back_as_it_was() -> None:
     point = ResumePoint("0af", 17)
     assert ResumePoint.parse(str(point)) == point
+
+
+async def test_what_is_deployed_is_held_before_it_is_and_released_after_it_is_not(cluster: Cluster) -> None:
+    await cluster.rollout.create(NAME, wanted((V1, 1)), WHO)
+    await cluster.rollout.update(NAME, wanted((V2, 1)), "", WHO)
+    await cluster.rollout.update(NAME, wanted((V2, 5)), "", WHO)
+    assert cluster.versions.held_at_once == [{V1}, {V1, V2}]
+    await cluster.rollout.reconcile_holds()
+    assert cluster.versions.held == {NAME: {V2}}
+    await cluster.rollout.delete(NAME, WHO)
+    await cluster.rollout.reconcile_holds()
+    assert cluster.versions.held == {NAME: set()}
+
+
+async def test_what_the_registry_does_not_hold_is_not_deployed(cluster: Cluster) -> None:
+    cluster.versions.away = True
+    with pytest.raises(Unavailable):
+        await cluster.rollout.create(NAME, wanted((V1, 1)), WHO)
+    with pytest.raises(DeploymentNotFound):
+        await cluster.rollout.get(NAME)
+    cluster.versions.away = False
+    await cluster.rollout.create(NAME, wanted((V1, 1)), WHO)
+    with pytest.raises(DeploymentExists):
+        await cluster.rollout.create(NAME, wanted((V2, 1)), WHO)
+    assert cluster.versions.held == {NAME: {V1}}
+    cluster.versions.away = True
+    with pytest.raises(Unavailable):
+        await cluster.rollout.update(NAME, wanted((V2, 1)), "", WHO)
+    await cluster.rollout.delete(NAME, WHO)
+
+
+async def test_after_a_crash_between_the_two_no_hold_is_missing_and_none_is_left(cluster: Cluster) -> None:
+    await cluster.rollout.create(NAME, wanted((V1, 1)), WHO)
+    other = DeploymentName("other")
+    cluster.versions.held = {other: frozenset({V3})}  # one that was held and not made; and one made by an older release
+    again = cluster.restarted()
+    again.versions.held = cluster.versions.held
+    await again.rollout.reconcile_holds()
+    assert again.versions.held == {NAME: {V1}, other: set()}
+    keeper = asyncio.create_task(again.rollout.keep_holds())
+    await again.rollout.update(NAME, wanted((V2, 1)), "", WHO)
+    async with asyncio.timeout(10):
+        while again.versions.held[NAME] != {V2}:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    keeper.cancel()

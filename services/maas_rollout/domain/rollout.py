@@ -1,7 +1,9 @@
 """The rules of deployments."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol, TypeAlias
@@ -23,7 +25,13 @@ from maas_rollout.domain.deployments import (
 from maas_rollout.domain.feed import Feed
 from maas_rollout.domain.replicas import Replicas, TargetStatus
 from maas_rollout.domain.serving import DEFAULT_SERVING, ServingSettings
-from maas_runtime.failures import AlreadyExists, Conflict, NotFound
+from maas_runtime.failures import AlreadyExists, Conflict, Failure, NotAllowedNow, NotFound
+
+logger = logging.getLogger(__name__)
+
+_PAGE = 1000
+_RECONCILE_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
 
 Clock: TypeAlias = Callable[[], datetime]
 ChangeServing: TypeAlias = Callable[[ServingSettings], ServingSettings]
@@ -83,7 +91,7 @@ class DeploymentStore(Protocol):
 
 
 class VersionSource(Protocol):
-    """Who knows versions and aliases: the registry."""
+    """Who knows versions and aliases, and keeps those that are held: the registry."""
 
     async def resolve(self, name: VersionName | AliasName) -> VersionName:
         """Return the version that is named. Raises the registry's NotFound."""
@@ -91,6 +99,14 @@ class VersionSource(Protocol):
 
     async def check_signed(self, version: VersionName, trusted: Sequence[PublicKey]) -> None:
         """Return if one of the keys signed the version. Raises VersionNotSigned."""
+        ...
+
+    async def hold(self, holder: DeploymentName, versions: Collection[VersionName], reason: str) -> None:
+        """Let a deployment hold these versions and no others. Raises what the registry has against it."""
+        ...
+
+    async def holds(self) -> Mapping[DeploymentName, Collection[VersionName]]:
+        """Return which deployments hold which versions."""
         ...
 
 
@@ -125,6 +141,7 @@ class Rollout:
         # Reading, then changing is one step, so that whoever sends no etag never meets a conflict. The store compares
         # revisions besides: another process may hold the same one.
         self._changing = asyncio.Lock()
+        self._compare_holds = asyncio.Event()
 
     async def create(
         self,
@@ -134,36 +151,36 @@ class Rollout:
         serving: ServingSettings = DEFAULT_SERVING,
         trusted_keys: tuple[PublicKey, ...] = (),
     ) -> LiveDeployment:
-        """Store a deployment. Raises DeploymentExists, TargetsInvalid, VersionNotSigned, or the registry's NotFound."""
+        """Store a deployment.
+
+        Raises DeploymentExists, TargetsInvalid, VersionNotSigned, or the registry's NotFound or NotAllowedNow.
+        """
         targets = await self._resolve(wanted)
         await self._check_signed(targets, trusted_keys)
-        now = self._clock()
-        try:
-            created = await self._store.create(
-                Deployment(
-                    name,
-                    targets,
-                    PENDING,
-                    create_time=now,
-                    update_time=now,
-                    serving=serving,
-                    trusted_keys=trusted_keys,
-                ),
-                Event(
-                    name,
-                    now,
-                    Action.CREATED,
-                    (),
-                    targets,
-                    author.actor,
-                    author.reason,
-                    trusted_after=_fingerprints(trusted_keys),
-                ),
+        async with self._changing:
+            if await self._store.get(name) is not None:
+                raise _exists(name)
+            await self._versions.hold(name, _versions_of(targets), author.reason)
+            now = self._clock()
+            deployment = Deployment(
+                name, targets, PENDING, create_time=now, update_time=now, serving=serving, trusted_keys=trusted_keys
             )
-        finally:
-            self._feed.wake()
+            event = Event(
+                name,
+                now,
+                Action.CREATED,
+                (),
+                targets,
+                author.actor,
+                author.reason,
+                trusted_after=_fingerprints(trusted_keys),
+            )
+            try:
+                created = await self._store.create(deployment, event)
+            finally:
+                self._feed.wake()
         if created is None:
-            raise DeploymentExists(f"{name} is there already: update it", name=str(name))
+            raise _exists(name)
         return self.live(created)
 
     async def get(self, name: DeploymentName) -> LiveDeployment:
@@ -187,7 +204,7 @@ class Rollout:
         """Change targets and trusted keys, unless they are None, and serving settings.
 
         What it has already leaves no event. Raises DeploymentNotFound, EtagMismatch, TargetsInvalid, VersionNotSigned,
-        or the registry's NotFound.
+        or the registry's NotFound or NotAllowedNow.
         """
         present = await self._get(name)
         resolved = None if wanted is None else await self._resolve(wanted)
@@ -207,10 +224,14 @@ class Rollout:
                 await self._check_signed(targets, keys)
             action = Action.CONFIGURED if present.targets == targets else Action.UPDATED
             wanted_now = replace(self._with_targets(present, targets), serving=serving, trusted_keys=keys)
+            before, after = _versions_of(present.targets), _versions_of(targets)
+            if not after <= before:
+                await self._versions.hold(name, before | after, author.reason)
             try:
                 updated = await self._store.update(wanted_now, self._event(present, action, targets, keys, author))
             finally:
                 self._feed.wake()
+            self._compare_holds.set()
         if updated is None:
             raise _mismatch(name)
         return self.live(updated)
@@ -223,6 +244,7 @@ class Rollout:
                 deleted = await self._store.delete(present, self._event(present, Action.DELETED, (), (), author))
             finally:
                 self._feed.wake()
+            self._compare_holds.set()
         if not deleted:
             raise _mismatch(name)
         self._replicas.forget(name)
@@ -240,6 +262,38 @@ class Rollout:
                 if standing != deployment.standing:
                     await self._store.set_standing(deployment, standing)
 
+    async def reconcile_holds(self) -> None:
+        """Make the registry hold what is deployed and nothing else, whatever was cut off in between.
+
+        A version is held before it is deployed and released after it is not any more, so a crash between the two leaves
+        one held that need not be; this releases it. Raises Unavailable when the registry cannot be asked.
+        """
+        held = await self._versions.holds()
+        names, after = set(held), None
+        while page := await self._store.list(after, _PAGE):
+            names |= {deployment.name for deployment in page}
+            after = page[-1].name
+        for name in sorted(names):
+            async with self._changing:
+                present = await self._store.get(name)
+                wanted = frozenset() if present is None else _versions_of(present.targets)
+                if wanted != set(held.get(name, ())):
+                    await self._set_holds(name, wanted)
+
+    async def keep_holds(self) -> None:
+        """Reconcile holds now, after each change and every minute, until cancelled."""
+        while True:
+            self._compare_holds.clear()
+            pause = _RECONCILE_SECONDS
+            try:
+                await self.reconcile_holds()
+            except Failure as failure:
+                logger.info("holds not compared", extra={"reason": failure.reason})
+                pause = _RETRY_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._compare_holds.wait()
+
     def live(self, deployment: Deployment) -> LiveDeployment:
         """Return the deployment with where it is now."""
         return LiveDeployment(
@@ -253,6 +307,13 @@ class Rollout:
         if deployment is None:
             raise DeploymentNotFound(f"there is no {name}: `maas status` shows those there are", name=str(name))
         return deployment
+
+    async def _set_holds(self, name: DeploymentName, versions: frozenset[VersionName]) -> None:
+        try:
+            await self._versions.hold(name, versions, "what is deployed")
+        except (NotFound, NotAllowedNow) as failure:
+            # Deployed before versions were held, and deleted or archived since.
+            logger.warning("version not held", extra={"deployment": str(name), "detail": failure.message})
 
     async def _resolve(self, wanted: Sequence[WantedTarget]) -> tuple[Target, ...]:
         check_wanted(wanted)
@@ -295,6 +356,14 @@ class Rollout:
 
 def _fingerprints(keys: Sequence[PublicKey]) -> tuple[str, ...]:
     return tuple(key.fingerprint for key in keys)
+
+
+def _versions_of(targets: Sequence[Target]) -> frozenset[VersionName]:
+    return frozenset(target.version for target in targets)
+
+
+def _exists(name: DeploymentName) -> DeploymentExists:
+    return DeploymentExists(f"{name} is there already: update it", name=str(name))
 
 
 def _mismatch(name: DeploymentName) -> EtagMismatch:

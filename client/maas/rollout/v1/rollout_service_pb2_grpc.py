@@ -88,7 +88,7 @@ class RolloutServiceServicer:
 
         ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
         INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
-        FAILED_PRECONDITION: a target is not signed by a trusted key.
+        FAILED_PRECONDITION: a target is not signed by a trusted key, is deleted, or is not in the state READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,7 +115,8 @@ class RolloutServiceServicer:
 
         NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
         INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
-        FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
+        FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted, or a new one is deleted or not
+        in the state READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class RolloutServiceStub:
 
     ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
     INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
-    FAILED_PRECONDITION: a target is not signed by a trusted key.
+    FAILED_PRECONDITION: a target is not signed by a trusted key, is deleted, or is not in the state READY.
     """
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.GetDeploymentRequest, _deployment_pb2.Deployment]
     """NOT_FOUND: there is no such deployment."""
@@ -54,7 +54,8 @@ class RolloutServiceStub:
 
     NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
     INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
-    FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
+    FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted, or a new one is deleted or not
+    in the state READY.
     """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.DeleteDeploymentRequest, _empty_pb2.Empty]
     """Ends a deployment: callers get NOT_FOUND, its workers end. Its record of events stays.
@@ -85,7 +86,7 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
 
     ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
     INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
-    FAILED_PRECONDITION: a target is not signed by a trusted key.
+    FAILED_PRECONDITION: a target is not signed by a trusted key, is deleted, or is not in the state READY.
     """
     GetDeployment: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.GetDeploymentRequest, _deployment_pb2.Deployment]  # type: ignore[assignment]
     """NOT_FOUND: there is no such deployment."""
@@ -99,7 +100,8 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
 
     NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
     INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
-    FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
+    FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted, or a new one is deleted or not
+    in the state READY.
     """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.DeleteDeploymentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Ends a deployment: callers get NOT_FOUND, its workers end. Its record of events stays.
@@ -133,7 +135,7 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
 
         ALREADY_EXISTS: there is one of that name. NOT_FOUND: there is no such version or alias.
         INVALID_ARGUMENT: targets of two models, a version twice, no weight above 0, or a trusted key that is none.
-        FAILED_PRECONDITION: a target is not signed by a trusted key.
+        FAILED_PRECONDITION: a target is not signed by a trusted key, is deleted, or is not in the state READY.
         """
 
     @_abc_1.abstractmethod
@@ -165,7 +167,8 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND: there is no such deployment, version or alias. ABORTED: the etag is not the present one.
         INVALID_ARGUMENT: an unknown path in the mask, or targets that Create would refuse.
-        FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted.
+        FAILED_PRECONDITION: a target, new or kept, is not signed by a key that is then trusted, or a new one is deleted or not
+        in the state READY.
         """
 
     @_abc_1.abstractmethod
