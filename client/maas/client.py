@@ -310,6 +310,7 @@ class Client:
         *,
         options: "PrepareOptions | None" = None,
         description: str = "",
+        reason: str = "",
         progress: Progress = lambda _: None,
     ) -> DatasetVersion:
         """Store files (`train`, `validation`, `test`) as the next version of a dataset, which is made if missing.
@@ -322,7 +323,7 @@ class Client:
 
         sources = {_id(split_id): [Path(path)] for split_id, path in splits.items()}
         with prepared_splits(sources, options or PrepareOptions()) as prepared:
-            return self.store_dataset(dataset, prepared, description=description, progress=progress)
+            return self.store_dataset(dataset, prepared, description=description, reason=reason, progress=progress)
 
     def store_dataset(
         self,
@@ -330,6 +331,7 @@ class Client:
         splits: "Mapping[str, PreparedSplit]",
         *,
         description: str = "",
+        reason: str = "",
         progress: Progress = lambda _: None,
     ) -> DatasetVersion:
         """Store prepared splits as the next version of a dataset; what the newest version has is not stored again."""
@@ -337,7 +339,7 @@ class Client:
         try:
             newest = self.dataset(name).latest_version
         except NotFoundError:
-            self._make_dataset(name, description)
+            self._make_dataset(name, description, reason)
             newest = ""
         if newest:
             version = self.dataset_version(newest)
@@ -358,6 +360,7 @@ class Client:
                 parent=name,
                 dataset_version=DatasetVersion(splits=stored, description=description),
                 request_id=_request_id(),
+                reason=reason,
             ),
         )
 
@@ -709,11 +712,13 @@ class Client:
         except AlreadyExistsError:
             return  # somebody made it in between
 
-    def _make_dataset(self, name: str, description: str) -> None:
+    def _make_dataset(self, name: str, description: str, reason: str) -> None:
         try:
             self._registry.CreateDataset(
                 registry_service_pb2.CreateDatasetRequest(
-                    dataset_id=DatasetName.parse(name).dataset_id, dataset=Dataset(description=description)
+                    dataset_id=DatasetName.parse(name).dataset_id,
+                    dataset=Dataset(description=description),
+                    reason=reason,
                 )
             )
         except AlreadyExistsError:

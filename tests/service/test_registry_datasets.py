@@ -117,6 +117,17 @@ def test_the_first_rows_are_read_without_the_rest(client: Client, tmp_path: Path
         client.dataset_rows("large", "test")
 
 
+def test_who_pushed_and_why_is_in_the_log(endpoint: str, client: Client, reviews: Path) -> None:
+    client.push_dataset("logged", {"train": reviews}, options=OPTIONS, reason="the first month")
+    with grpc.insecure_channel(endpoint) as channel:
+        request = messages.ListChangesRequest(resource="datasets/logged")
+        found = RegistryServiceStub(channel).ListChanges(request, timeout=5).changes
+    assert [(change.resource, change.reason) for change in found] == [
+        ("datasets/logged/versions/1", "the first month"),
+        ("datasets/logged", "the first month"),
+    ]
+
+
 def put_version(endpoint: str, dataset: str, *splits: tuple[str, Path]) -> dataset_pb2.DatasetVersion:
     with grpc.insecure_channel(endpoint) as channel:
         registry = RegistryServiceStub(channel)

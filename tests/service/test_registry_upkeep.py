@@ -15,6 +15,7 @@ from sqlalchemy import delete, select, update
 from maas.names import BlobName, DatasetName, VersionName
 from maas_package.manifest import TensorSpec
 from maas_registry.domain.blobs import BlobStore
+from maas_registry.domain.changes import Author
 from maas_registry.domain.datasets import Dataset, DatasetContent, Split
 from maas_registry.domain.details import ModelDetails
 from maas_registry.domain.versions import File, Provenance, ServableSpec, Signature, VersionContent
@@ -62,9 +63,11 @@ async def fill(database: Database, blobs: BlobStore) -> None:
         child = Provenance(parent_version=VersionName(model_id, 1))
         await add_version(models, model_id, VersionContent((FILES[0], FILES[2]), child, SIGNATURE))
         await put_alias(models, "best", VersionName(model_id, 2))
-    await datasets.add_dataset(Dataset(DatasetName("reviews"), "", NOW))
+    await datasets.add_dataset(Dataset(DatasetName("reviews"), "", NOW), Author("tester"))
     splits = (Split("train", FILES[3], 10),)
-    await datasets.add_dataset_version(DatasetName("reviews"), DatasetContent(splits, (), ""), NOW, "")
+    await datasets.add_dataset_version(
+        DatasetName("reviews"), DatasetContent(splits, (), ""), NOW, "", Author("tester")
+    )
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from maas_package.package import (
 )
 from maas_registry.domain.alias_rules import Aliases, Holds
 from maas_registry.domain.blobs import BlobNotFound, Blobs
-from maas_registry.domain.changes import Feed
+from maas_registry.domain.changes import Author, Feed
 from maas_registry.domain.datasets import (
     ColumnStatistics,
     DatasetExists,
@@ -58,6 +58,7 @@ from maas_registry.domain.versions import Provenance, ServableSpec, VersionDraft
 from maas_registry.storage.memory import MemoryBlobStore, MemoryDatasetStore, MemoryModelStore
 from maas_runtime.failures import Failure
 
+AUTHOR = Author("alice@laptop")
 A, B = ModelName("a"), ModelName("b")
 ONNX = b"\x0a\x22onnx, as far as the registry looks"
 
@@ -80,7 +81,7 @@ class Registry:
         self.aliases = Aliases(store, self.clock)
         self.holds = Holds(store)
         self.feed = Feed(store, self.clock, look_again_seconds=0.01, heartbeat_seconds=0.02)
-        self.datasets = Datasets(MemoryDatasetStore(), self.blobs, self.clock)
+        self.datasets = Datasets(MemoryDatasetStore(store), self.blobs, self.clock)
 
     async def put(self, content: bytes) -> BlobName:
         async def chunks() -> AsyncIterator[bytes]:
@@ -265,22 +266,22 @@ async def test_a_model_has_at_most_a_hundred_aliases(registry: Registry) -> None
 
 async def test_a_dataset_version_carries_the_sizes_of_its_files(registry: Registry) -> None:
     name = DatasetName("reviews")
-    await registry.datasets.create(name, "films")
+    await registry.datasets.create(name, "films", AUTHOR)
     content = parquet(text=["a", "b"])
     blob = await registry.put(content)
     drafts = [SplitDraft(split, f"{split}.parquet", blob) for split in ("train", "test")]
-    version = await registry.datasets.create_version(name, drafts, "first", "once")
+    version = await registry.datasets.create_version(name, drafts, "first", "once", AUTHOR)
     assert version.size_bytes == 2 * len(content)
     assert version.content.columns == (Column("text", "string", nullable=True),)
     assert [split.row_count for split in version.content.splits] == [2, 2]
-    assert await registry.datasets.create_version(name, [], "", "once") == version
+    assert await registry.datasets.create_version(name, [], "", "once", AUTHOR) == version
     assert (await registry.datasets.get(name)).latest_version == version.name
     assert await registry.datasets.list_versions(name, None, 10) == [version]
 
 
 async def test_a_dataset_version_that_is_wrong_is_refused(registry: Registry) -> None:
     name = DatasetName("reviews")
-    await registry.datasets.create(name, "")
+    await registry.datasets.create(name, "", AUTHOR)
     content = parquet(text=["a", "b"])
     good, cut = await registry.put(content), await registry.put(content[:-1])
     other, empty = await registry.put(parquet(text=[1, 2])), await registry.put(parquet(text=[]))
@@ -306,18 +307,18 @@ async def test_a_dataset_version_that_is_wrong_is_refused(registry: Registry) ->
     ]
     for drafts, kind in cases:
         with pytest.raises(kind):
-            await registry.datasets.create_version(name, drafts, "", "")
+            await registry.datasets.create_version(name, drafts, "", "", AUTHOR)
     assert await registry.datasets.list_versions(name, None, 10) == []
 
 
 async def test_datasets_that_are_missing_or_there_already_are_named(registry: Registry) -> None:
     name = DatasetName("reviews")
     with pytest.raises(DatasetNotFound):
-        await registry.datasets.create_version(name, [], "", "")
+        await registry.datasets.create_version(name, [], "", "", AUTHOR)
     with pytest.raises(DatasetNotFound):
         await registry.datasets.list_versions(name, None, 10)
-    await registry.datasets.create(name, "")
+    await registry.datasets.create(name, "", AUTHOR)
     with pytest.raises(DatasetExists):
-        await registry.datasets.create(name, "")
+        await registry.datasets.create(name, "", AUTHOR)
     with pytest.raises(DatasetVersionNotFound):
         await registry.datasets.get_version(DatasetVersionName("reviews", 1))

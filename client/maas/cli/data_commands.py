@@ -93,6 +93,7 @@ def push(
     ] = None,
     delimiter: Annotated[str, typer.Option(help="Between the fields of a CSV. Default: comma, tab in a .tsv.")] = "",
     description: Annotated[str, typer.Option(help="What the data is, where it is from, its licence.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
@@ -119,7 +120,7 @@ def push(
             splits = stack.enter_context(prepared_splits(sources, options, read))
         stored_bytes = sum(split.path.stat().st_size for split in splits.values())
         with transfer("storing", stored_bytes) as moved:
-            version = client.store_dataset(name, splits, description=description, progress=moved)
+            version = client.store_dataset(name, splits, description=description, reason=reason, progress=moved)
     _show_version(version, as_json=as_json, is_new=version.name != newest)
 
 

@@ -311,7 +311,9 @@ class RegistryServicer(RegistryServiceServicer):
         )
 
     async def CreateDataset(self, request: messages.CreateDatasetRequest, context: Context) -> dataset_pb2.Dataset:
-        dataset = await self._datasets.create(DatasetName(request.dataset_id), request.dataset.description)
+        dataset = await self._datasets.create(
+            DatasetName(request.dataset_id), request.dataset.description, _author(request.reason)
+        )
         return dataset_to_proto(dataset)
 
     async def GetDataset(self, request: messages.GetDatasetRequest, context: Context) -> dataset_pb2.Dataset:
@@ -335,6 +337,7 @@ class RegistryServicer(RegistryServiceServicer):
             splits_from_proto(request.dataset_version),
             request.dataset_version.description,
             request.request_id,
+            _author(request.reason),
         )
         return dataset_version_to_proto(version)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from maas.names import BlobName, DatasetName, DatasetVersionName
 from maas_package.manifest import check_path
 from maas_registry.domain.blobs import Blobs
-from maas_registry.domain.changes import Clock
+from maas_registry.domain.changes import Author, Clock
 from maas_registry.domain.parquet_file import Column, ParquetInvalid, ParquetShape, read_parquet_shape
 from maas_registry.domain.versions import File
 from maas_runtime.failures import AlreadyExists, FieldViolation, InvalidInput, NotFound
@@ -158,8 +158,8 @@ class DatasetVersion:
 class DatasetStore(Protocol):
     """Where datasets are kept. Each method is one transaction; what it returned is on disk."""
 
-    async def add_dataset(self, dataset: Dataset) -> bool:
-        """Store a dataset without versions; False, and nothing stored, when there is one of that name."""
+    async def add_dataset(self, dataset: Dataset, author: Author) -> bool:
+        """Store a dataset without versions, and log it; False, and nothing stored, when there is one of that name."""
         ...
 
     async def get_dataset(self, name: DatasetName) -> Dataset | None:
@@ -171,9 +171,9 @@ class DatasetStore(Protocol):
         ...
 
     async def add_dataset_version(
-        self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str
+        self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str, author: Author
     ) -> DatasetVersion:
-        """Store a version with the next number; with a request id that made one before, return that one."""
+        """Store a version with the next number, and log it; with a request id that made one before, return that one."""
         ...
 
     async def get_dataset_version(self, name: DatasetVersionName) -> DatasetVersion | None:
@@ -199,10 +199,10 @@ class Datasets:
         self._blobs = blobs
         self._clock = clock
 
-    async def create(self, name: DatasetName, description: str) -> Dataset:
+    async def create(self, name: DatasetName, description: str, author: Author) -> Dataset:
         """Store a dataset without versions. Raises DatasetExists."""
         dataset = Dataset(name, description, self._clock())
-        if not await self._store.add_dataset(dataset):
+        if not await self._store.add_dataset(dataset, author):
             raise DatasetExists(f"{name} is there already", name=str(name))
         return dataset
 
@@ -218,7 +218,7 @@ class Datasets:
         return await self._store.list_datasets(after, limit)
 
     async def create_version(
-        self, dataset: DatasetName, drafts: Sequence[SplitDraft], description: str, request_id: str
+        self, dataset: DatasetName, drafts: Sequence[SplitDraft], description: str, request_id: str, author: Author
     ) -> DatasetVersion:
         """Store a version with the next number; a request id that was seen returns its version.
 
@@ -244,7 +244,7 @@ class Datasets:
             for draft in drafts
         )
         return await self._store.add_dataset_version(
-            dataset, DatasetContent(splits, columns, description), self._clock(), request_id
+            dataset, DatasetContent(splits, columns, description), self._clock(), request_id, author
         )
 
     async def get_version(self, name: DatasetVersionName) -> DatasetVersion:

@@ -113,6 +113,13 @@ class MemoryModelStore:
             self._records = records
             return copy.deepcopy(result)
 
+    async def log_created(self, resource: DatasetName | DatasetVersionName, time: datetime, author: Author) -> None:
+        """Log what another store has made."""
+        async with self._writing:
+            changes = self._records.changes
+            time = max([time, *(change.time for change in changes[-1:])])
+            changes.append(Change(len(changes) + 1, time, author, resource, ChangeKind.CREATED, None, None))
+
     def _at(self, at: datetime | None) -> _Records:
         return self._records if at is None else self._records.then(at)
 
@@ -348,16 +355,18 @@ class MemorySignatureStore:
 class MemoryDatasetStore:
     """DatasetStore in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: MemoryModelStore) -> None:
+        self._models = models
         self._datasets: dict[DatasetName, Dataset] = {}
         self._versions: dict[DatasetVersionName, DatasetVersion] = {}
         self._requests: dict[tuple[DatasetName, str], DatasetVersionName] = {}
 
-    async def add_dataset(self, dataset: Dataset) -> bool:
+    async def add_dataset(self, dataset: Dataset, author: Author) -> bool:
         """Store a dataset; False when there is one of that name."""
         if dataset.name in self._datasets:
             return False
         self._datasets[dataset.name] = dataset
+        await self._models.log_created(dataset.name, dataset.create_time, author)
         return True
 
     async def get_dataset(self, name: DatasetName) -> Dataset | None:
@@ -370,7 +379,7 @@ class MemoryDatasetStore:
         return [self._datasets[name] for name in names[:limit]]
 
     async def add_dataset_version(
-        self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str
+        self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str, author: Author
     ) -> DatasetVersion:
         """Store a version with the next number."""
         if made := await self.get_dataset_version_of_request(dataset, request_id):
@@ -381,6 +390,7 @@ class MemoryDatasetStore:
         self._versions[version.name] = version
         if request_id:
             self._requests[dataset, request_id] = version.name
+        await self._models.log_created(version.name, create_time, author)
         return version
 
     async def get_dataset_version(self, name: DatasetVersionName) -> DatasetVersion | None:

@@ -8,9 +8,11 @@ from sqlalchemy import Row, Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from maas.names import DatasetName, DatasetVersionName
+from maas_registry.domain.changes import Author, ChangeKind
 from maas_registry.domain.datasets import Dataset, DatasetContent, DatasetVersion
 from maas_registry.storage import tables
 from maas_registry.storage.content import dataset_from_json, dataset_to_json
+from maas_registry.storage.sql_changes import ChangeWriter
 from maas_runtime.database.database import Database
 
 
@@ -20,7 +22,7 @@ class SqlDatasetStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_dataset(self, dataset: Dataset) -> bool:
+    async def add_dataset(self, dataset: Dataset, author: Author) -> bool:
         """Store a dataset; False when there is one of that name."""
 
         async def add(connection: AsyncConnection) -> bool:
@@ -34,6 +36,8 @@ class SqlDatasetStore:
                     create_time=dataset.create_time,
                 )
             )
+            changes = await ChangeWriter.begin(connection, author, lambda: dataset.create_time)
+            await changes.write(dataset.name, ChangeKind.CREATED, None)
             return True
 
         return await self._database.write(add)
@@ -51,7 +55,7 @@ class SqlDatasetStore:
         return [_dataset(row) for row in await self._database.rows(query)]
 
     async def add_dataset_version(
-        self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str
+        self, dataset: DatasetName, content: DatasetContent, create_time: datetime, request_id: str, author: Author
     ) -> DatasetVersion:
         """Store a version with the next number."""
 
@@ -77,7 +81,10 @@ class SqlDatasetStore:
                     create_time=create_time,
                 )
             )
-            return DatasetVersion(DatasetVersionName(dataset.dataset_id, number), content, create_time)
+            version = DatasetVersion(DatasetVersionName(dataset.dataset_id, number), content, create_time)
+            changes = await ChangeWriter.begin(connection, author, lambda: create_time)
+            await changes.write(version.name, ChangeKind.CREATED, None)
+            return version
 
         return await self._database.write(add)
 

@@ -1056,8 +1056,11 @@ class CreateDatasetRequest(_message.Message):
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Required. The id: `reviews`."""
+    reason: _builtins.str
+    """Optional. Why, for the log; at most 1,000 characters. Default: empty."""
     @_builtins.property
     def dataset(self) -> _dataset_pb2.Dataset:
         """Optional. Its description. Default: none."""
@@ -1067,10 +1070,11 @@ class CreateDatasetRequest(_message.Message):
         *,
         dataset_id: _builtins.str = ...,
         dataset: _dataset_pb2.Dataset | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dataset_id", b"dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dataset_id", b"dataset_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1161,12 +1165,15 @@ class CreateDatasetVersionRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Required. The dataset: `datasets/{dataset}`."""
     request_id: _builtins.str
     """Optional. Makes a retry return the version that the first call made; remembered for ever; at most 63 characters.
     Default: each call makes a version.
     """
+    reason: _builtins.str
+    """Optional. Why, for the log; at most 1,000 characters. Default: empty."""
     @_builtins.property
     def dataset_version(self) -> _dataset_pb2.DatasetVersion:
         """Required. Its splits."""
@@ -1177,10 +1184,11 @@ class CreateDatasetVersionRequest(_message.Message):
         parent: _builtins.str = ...,
         dataset_version: _dataset_pb2.DatasetVersion | None = ...,
         request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset_version", b"dataset_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version", b"dataset_version", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version", b"dataset_version", "parent", b"parent", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
