@@ -4,7 +4,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,34 @@ async def test_records_that_refer_to_nothing_are_found(source: Stores) -> None:
     versions = tables.versions
     await without_rules(source, delete(versions).where(versions.c.model_id == "a", versions.c.number == 1))
     assert await problems_of(source) == [
+        ("changes", "says that there are 8 models, versions and aliases, not 7"),
         ("models/a", "made 2 versions, but 1 are there and the last is number 2"),
         ("versions(a, 2)", "refers to a row of versions that is not there"),
     ]
     await without_rules(source, delete(versions).where(versions.c.model_id == "a"))
     assert ("aliases(a, best)", "refers to a row of versions that is not there") in await problems_of(source)
+
+
+async def test_a_log_that_is_not_whole_or_not_that_of_the_records_is_found(target: Stores) -> None:
+    await fill(target.database, target.blobs)
+    assert await problems_of(target) == []
+    changes, aliases, models = tables.changes, tables.aliases, tables.models
+    await without_rules(
+        target,
+        update(aliases).where(aliases.c.model_id == "a").values(number=1),
+        update(models).where(models.c.model_id == "b").values(details={"description": "forged"}),
+        update(changes).where(changes.c.sequence == 3).values(time=NOW - timedelta(days=4000)),
+    )
+    assert await problems_of(target) == [
+        ("changes/3", "is dated before the change that it follows"),
+        ("models/a/aliases/best", "is not as change 4 left it"),
+        ("models/b", "is not as change 5 left it"),
+    ]
+    await without_rules(target, delete(changes).where(changes.c.sequence.in_([3, 4])))
+    problems = await problems_of(target)
+    assert ("changes", "has 8 entries, numbered from 1 to 10: some are missing") in problems
+    assert ("changes", "says that there are 6 models, versions and aliases, not 8") in problems
+    assert ("models/a/versions/2", "was last changed by change 3, the log says 0") in problems
 
 
 async def test_content_that_cannot_be_read_is_found(source: Stores) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import ForeignKeyConstraint, Row, Select, Table, and_, exists, f
 from maas.names import BlobName
 from maas_registry.domain.blobs import BlobCorrupt, BlobState, BlobStore
 from maas_registry.storage import tables
+from maas_registry.upkeep.log_check import log_problems
 from maas_registry.upkeep.progress import Tell, for_each
 from maas_registry.upkeep.references import Reference, Unreadable, references
 from maas_runtime.database.database import Database
@@ -45,6 +46,7 @@ async def verify(database: Database, blobs: BlobStore, tell: Tell, *, hashing: b
     """
     rows = {table.name: await _count(database, table) for table in tables.metadata.sorted_tables}
     problems = [*await _missing_rows(database), *await _gaps(database)]
+    problems += [Problem(name, problem) for name, problem in await log_problems(database)]
     needed: dict[BlobName, Reference] = {}
     async for reference in references(database):
         match reference:
