@@ -1,4 +1,4 @@
-"""make bench-registry: the registry as a process, on SQLite and a folder and on PostgreSQL and S3; four tables.
+"""make bench-registry: the registry as a process, on SQLite and a folder and on PostgreSQL and S3; five tables.
 
     python bench/registry.py                          # all, without keeping the results
     python bench/registry.py --only transfers,reads
@@ -7,6 +7,7 @@
   transfers     one large artifact there and back by the client library, beside `sha256sum` of the same file
   reads         Get, alias resolve and List with 100,000 versions stored
   writers       50 clients that register at once
+  refused       hostile packages and uploads
   kills         `kill -9` at random points of uploads, registrations and alias moves
 
 PostgreSQL is the real server, S3 is moto's over HTTP; both on this machine, as the clients are.
@@ -16,7 +17,8 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "service"))  # servers and packages of the tests
 
 from postgresql_server import PostgresqlServer, started_postgresql
+from registry_hostile import Answer, Memory, attack, watched
 from registry_kills import Found, KilledRegistry
 from registry_processes import registry_process
 from registry_reads import describe_reads, fill, measure_reads
@@ -32,7 +35,7 @@ from registry_writers import describe_writers, measure_writers
 from report import add_arguments, machine, publish, say, table, today
 from s3_server import started_s3
 
-PARTS = ("transfers", "reads", "writers", "kills")
+PARTS = ("transfers", "reads", "writers", "refused", "kills")
 CLIENTS = 50
 VERSIONS = 200
 
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--only", default=PARTS, type=lambda text: text.split(","), help=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="of the transfers")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the artifact")
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured time of one kind of read")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured time of one kind of read")
     parser.add_argument("--kills", type=int, default=200, help="on each pair of stores")
     parser.add_argument("--seed", type=int, default=5, help="of the kills")
     add_arguments(parser)
@@ -94,11 +97,15 @@ def measure(part: str, stores: Stores, arguments: argparse.Namespace) -> list[An
             case "transfers":
                 return [measure_transfers(stores.name, registry, arguments.megabytes * 10**6, arguments.rounds)]
             case "reads":
-                seconds = fill(registry)
-                say(f"{stores.name}: filled in {seconds:.0f} s")
-                return measure_reads(stores.name, registry, arguments.seconds)
+                filled = fill(registry)
+                say(f"{stores.name}: filled in {filled.seconds:.0f} s")
+                return measure_reads(stores.name, registry, filled.read_time, arguments.seconds)
             case "writers":
                 return [measure_writers(stores.name, registry, CLIENTS, VERSIONS)]
+            case "refused":
+                with watched(registry.pid) as memory:
+                    answers = attack(registry.endpoint)
+                return [Refused(stores.name, refused_by_row(answers), memory)]
             case _:
                 registry.kill()
                 killed = KilledRegistry(registry, arguments.seed, lambda text: say(f"{stores.name}: {text}"))
@@ -135,10 +142,39 @@ def describe_kills(measured: list[Kills]) -> str:
     return table(head, rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """How much of what is hostile was refused for the right reason, and what the process held, in bytes."""
+
+    stores: str
+    counts: dict[str, tuple[int, int]]
+    memory: Memory
+
+
+def refused_by_row(answers: Sequence[Answer]) -> dict[str, tuple[int, int]]:
+    """Return how many were refused, and how many were sent, by kind."""
+    sent = Counter(answer.hostile.row for answer in answers)
+    refused = Counter(answer.hostile.row for answer in answers if answer.is_right)
+    return {row: (refused[row], count) for row, count in sent.items()}
+
+
+def describe_refused(measured: list[Refused]) -> str:
+    """Return the Markdown."""
+    rows = list(measured[0].counts)
+    head = ["stores", *rows, "memory before / peak / after MB"]
+    lines = []
+    for one in measured:
+        counts = [f"{refused} of {sent}" for refused, sent in (one.counts[row] for row in rows)]
+        held = (one.memory.before, one.memory.peak, one.memory.after)
+        lines.append([one.stores, *counts, " / ".join(f"{size / 2**20:.0f}" for size in held)])
+    return table(head, lines)
+
+
 DESCRIBE = {
     "transfers": describe_transfers,
     "reads": describe_reads,
     "writers": describe_writers,
+    "refused": describe_refused,
     "kills": describe_kills,
 }
 

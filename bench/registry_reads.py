@@ -6,15 +6,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
 from registry_packages import small_package, upload_requests
 from registry_processes import RegistryProcess
 from report import say, table
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -58,14 +62,22 @@ def versions_of(model_id: str) -> int:
 MODEL_IDS = (LARGE_MODEL, *(f"small-{number}" for number in range(SMALL_MODELS)))
 
 
-def fill(registry: RegistryProcess) -> float:
-    """Register one version of each model and copy its row; return how long that took."""
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """How long it took, and a time at which the aliases stood elsewhere."""
+
+    seconds: float
+    read_time: datetime
+
+
+def fill(registry: RegistryProcess) -> Filled:
+    """Register one version of each model and copy its rows; then set aliases, and move them once."""
     begun = time.perf_counter()
-    asyncio.run(_fill(registry.endpoint, registry.database_url))
-    return time.perf_counter() - begun
+    read_time = asyncio.run(_fill(registry.endpoint, registry.database_url))
+    return Filled(time.perf_counter() - begun, read_time)
 
 
-async def _fill(endpoint: str, database_url: str) -> None:
+async def _fill(endpoint: str, database_url: str) -> datetime:
     package = small_package(b"the same in all versions")
     async with grpc.aio.insecure_channel(endpoint) as channel:
         registry = RegistryServiceStub(channel)
@@ -80,35 +92,54 @@ async def _fill(endpoint: str, database_url: str) -> None:
         engine = parse_database_url(database_url).migrating()
         for model_id in MODEL_IDS:
             async with engine.begin() as connection:
-                of_model = tables.versions.c.model_id == model_id
-                row = (await connection.execute(select(tables.versions).where(of_model))).one()
-                for start in range(2, versions_of(model_id) + 1, _BATCH):
-                    numbers = range(start, min(start + _BATCH, versions_of(model_id) + 1))
-                    await connection.execute(
-                        insert(tables.versions), [row._asdict() | {"number": number} for number in numbers]
-                    )
-                await connection.execute(
-                    update(tables.models)
-                    .where(tables.models.c.model_id == model_id)
-                    .values(version_count=versions_of(model_id))
-                )
+                await _copy_versions(connection, model_id)
         await engine.dispose()
-        for model_id in MODEL_IDS:
-            for number in range(ALIASES):
-                version = f"models/{model_id}/versions/{1 + number * versions_of(model_id) // ALIASES}"
-                await registry.SetAlias(
-                    messages.SetAliasRequest(name=f"models/{model_id}/aliases/a{number}", version=version),
-                    timeout=_TIMEOUT_SECONDS,
-                )
+        await _set_aliases(registry, 0)
+        read_time = datetime.now(UTC)
+        await _set_aliases(registry, 1)
+    return read_time
 
 
-def measure_reads(stores: str, registry: RegistryProcess, seconds: float) -> list[Read]:
+async def _copy_versions(connection: AsyncConnection, model_id: str) -> None:
+    """Copy the first version and its entry in the log, as if so many had been registered in a moment."""
+    versions, changes, models = tables.versions, tables.changes, tables.models
+    first = (await connection.execute(select(versions).where(versions.c.model_id == model_id))).one()._asdict()
+    name = f"models/{model_id}/versions/"
+    entry = (await connection.execute(select(changes).where(changes.c.resource == f"{name}1"))).one()._asdict()
+    last = (await connection.execute(select(func.max(changes.c.sequence)))).scalar_one()
+    now = datetime.now(UTC)
+    for start in range(2, versions_of(model_id) + 1, _BATCH):
+        numbers = range(start, min(start + _BATCH, versions_of(model_id) + 1))
+        await connection.execute(
+            insert(versions), [first | {"number": number, "create_time": now, "update_time": now} for number in numbers]
+        )
+        copies = [
+            entry | {"sequence": last + number - 1, "time": now, "resource": f"{name}{number}"} for number in numbers
+        ]
+        await connection.execute(insert(changes), copies)
+    await connection.execute(
+        update(models).where(models.c.model_id == model_id).values(version_count=versions_of(model_id))
+    )
+
+
+async def _set_aliases(registry: "RegistryServiceAsyncStub", offset: int) -> None:
+    for model_id in MODEL_IDS:
+        for number in range(ALIASES):
+            version = 1 + offset + number * versions_of(model_id) // ALIASES
+            request = messages.SetAliasRequest(
+                name=f"models/{model_id}/aliases/a{number}", version=f"models/{model_id}/versions/{version}"
+            )
+            await registry.SetAlias(request, timeout=_TIMEOUT_SECONDS)
+
+
+def measure_reads(stores: str, registry: RegistryProcess, read_time: datetime, seconds: float) -> list[Read]:
     """Ask for each kind of thing for so long, one caller first, from a process of its own."""
     reads = []
     for name, (target_ms, _) in CALLS.items():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            alone, _ = pool.submit(_run, registry.endpoint, name, 1, seconds).result(timeout=600)
-            together, per_second = pool.submit(_run, registry.endpoint, name, TOGETHER, seconds).result(timeout=600)
+            run = partial(pool.submit, _run, registry.endpoint, name, read_time, seconds)
+            alone, _ = run(1).result(timeout=600)
+            together, per_second = run(TOGETHER).result(timeout=600)
         reads.append(Read(stores, name, target_ms, alone, together, per_second))
         say(f"{stores}: {name}: {alone[0]:.2f} / {alone[1]:.2f} ms, {TOGETHER} at once {together[1]:.2f} ms")
     return reads
@@ -133,15 +164,18 @@ def describe_reads(reads: list[Read]) -> str:
     )
 
 
-def _run(endpoint: str, call: str, callers: int, seconds: float) -> tuple[tuple[float, float], float]:
-    return asyncio.run(_ask(endpoint, call, callers, seconds))
+def _run(
+    endpoint: str, call: str, read_time: datetime, seconds: float, callers: int
+) -> tuple[tuple[float, float], float]:
+    return asyncio.run(_ask(endpoint, call, read_time, seconds, callers))
 
 
-async def _ask(endpoint: str, call: str, callers: int, seconds: float) -> tuple[tuple[float, float], float]:
+async def _ask(
+    endpoint: str, call: str, read_time: datetime, seconds: float, callers: int
+) -> tuple[tuple[float, float], float]:
     taken: list[float] = []
     async with grpc.aio.insecure_channel(endpoint) as channel:
-        reader = _Reader(RegistryServiceStub(channel))
-        await reader.prepare()
+        reader = _Reader(RegistryServiceStub(channel), read_time)
         ask = CALLS[call][1]
         for _ in range(20):
             await ask(reader)
@@ -163,13 +197,15 @@ async def _ask(endpoint: str, call: str, callers: int, seconds: float) -> tuple[
 class _Reader:
     """Asks for things at random."""
 
-    def __init__(self, registry: "RegistryServiceAsyncStub") -> None:
+    def __init__(self, registry: "RegistryServiceAsyncStub", read_time: datetime) -> None:
         self._registry = registry
+        self._read_time = Timestamp()
+        self._read_time.FromDatetime(read_time)
         self._random = random.Random(7)
         self._tokens: list[str] = []
 
-    async def prepare(self) -> None:
-        """Turn the large model's pages, so that one in the middle can be asked for."""
+    async def _turn_pages(self) -> None:
+        """Learn where the pages of the large model begin."""
         request = messages.ListVersionsRequest(parent=f"models/{LARGE_MODEL}", page_size=1000)
         while True:
             page = await self._registry.ListVersions(request)
@@ -190,6 +226,10 @@ class _Reader:
         name = f"models/{self._random.choice(MODEL_IDS)}/aliases/a{self._random.randrange(ALIASES)}"
         await self._registry.GetVersion(messages.GetVersionRequest(name=name))
 
+    async def get_version_of_alias_then(self) -> None:
+        name = f"models/{self._random.choice(MODEL_IDS)}/aliases/a{self._random.randrange(ALIASES)}"
+        await self._registry.GetVersion(messages.GetVersionRequest(name=name, read_time=self._read_time))
+
     async def list_models(self) -> None:
         page = await self._registry.ListModels(messages.ListModelsRequest())
         assert len(page.models) == len(MODEL_IDS)
@@ -199,19 +239,42 @@ class _Reader:
         assert len(page.versions) == 100
 
     async def list_versions_in_the_middle(self) -> None:
+        if not self._tokens:
+            await self._turn_pages()
         request = messages.ListVersionsRequest(
             parent=f"models/{LARGE_MODEL}", page_token=self._random.choice(self._tokens)
         )
         page = await self._registry.ListVersions(request)
         assert len(page.versions) == 100
 
+    async def list_versions_then(self) -> None:
+        request = messages.ListVersionsRequest(parent=f"models/{LARGE_MODEL}", read_time=self._read_time)
+        page = await self._registry.ListVersions(request)
+        assert len(page.versions) == 100
+
+    async def list_some_versions(self) -> None:
+        request = messages.ListVersionsRequest(
+            parent=f"models/{LARGE_MODEL}", filter='state = ready AND description : "version"'
+        )
+        page = await self._registry.ListVersions(request)
+        assert len(page.versions) == 100
+
+    async def list_no_versions(self) -> None:
+        request = messages.ListVersionsRequest(parent=f"models/{LARGE_MODEL}", filter='tags.team = "nobody"')
+        page = await self._registry.ListVersions(request)
+        assert not page.versions
+
 
 CALLS: Mapping[str, tuple[float, Callable[[_Reader], Awaitable[None]]]] = {
     "GetModel": (TARGET_MS, _Reader.get_model),
     "GetVersion": (TARGET_MS, _Reader.get_version),
     "GetVersion of an alias": (TARGET_MS, _Reader.get_version_of_alias),
+    "GetVersion of an alias, as before its move": (TARGET_MS, _Reader.get_version_of_alias_then),
     "ListModels, all 51": (TARGET_PAGE_MS, _Reader.list_models),
     "ListVersions, the newest 100": (TARGET_PAGE_MS, _Reader.list_newest_versions),
     "ListVersions, 100 in the middle": (TARGET_PAGE_MS, _Reader.list_versions_in_the_middle),
+    "ListVersions, 100 as at an earlier time": (TARGET_PAGE_MS, _Reader.list_versions_then),
+    "ListVersions, a filter that all pass": (TARGET_PAGE_MS, _Reader.list_some_versions),
+    "ListVersions, a filter that none passes": (TARGET_PAGE_MS, _Reader.list_no_versions),
 }
 """What is asked for, and its target."""

@@ -15,7 +15,6 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,15 +103,6 @@ def watched(pid: int) -> Iterator[Memory]:
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
     yield memory
     memory.peak, memory.after = _status_bytes(pid, "VmHWM"), _status_bytes(pid, "VmRSS")
-
-
-def describe(answers: Sequence[Answer], memory: Memory) -> str:
-    """Return the row of a table, as Markdown."""
-    sent = Counter(answer.hostile.row for answer in answers)
-    refused = Counter(answer.hostile.row for answer in answers if answer.is_right)
-    counts = "; ".join(f"{row} {refused[row]} of {count}" for row, count in sent.items())
-    held = ", ".join(f"{size / 2**20:.0f}" for size in (memory.before, memory.peak, memory.after))
-    return f"| Refused inputs | {counts} | memory before, peak, after: {held} MiB |"
 
 
 def blob_name(content: bytes) -> str:
