@@ -1,7 +1,9 @@
 """The registry's process."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -12,12 +14,14 @@ from maas_registry.domain.alias_rules import Aliases, Holds
 from maas_registry.domain.blobs import Blobs
 from maas_registry.domain.changes import Feed, utc_now
 from maas_registry.domain.datasets import Datasets
+from maas_registry.domain.garbage import Garbage, GarbageMetrics
 from maas_registry.domain.model_rules import Models
 from maas_registry.domain.signatures import Signatures
 from maas_registry.domain.version_rules import Versions
 from maas_registry.settings import Settings
 from maas_registry.storage.sql_changes import SqlChangeLog
 from maas_registry.storage.sql_datasets import SqlDatasetStore
+from maas_registry.storage.sql_garbage import SqlGarbageStore
 from maas_registry.storage.sql_models import SqlModelStore
 from maas_registry.storage.sql_signatures import SqlSignatureStore
 from maas_registry.storage.stores import open_stores
@@ -36,9 +40,12 @@ async def main(settings: Settings) -> None:
 async def open_registry(settings: Settings, metrics: CollectorRegistry) -> AsyncIterator[GrpcService]:
     """Give RegistryService over the stores of the settings; all is closed when the context ends."""
     async with open_stores(settings.stores, metrics) as stores:
-        blobs = Blobs(stores.blobs, settings.max_blob_bytes)
+        removals = SqlGarbageStore(stores.database, utc_now)
+        blobs = Blobs(stores.blobs, settings.max_blob_bytes, removals=removals)
         store = SqlModelStore(stores.database)
         versions = Versions(store, blobs, utc_now)
+        grace = timedelta(seconds=settings.stores.gc_grace_seconds)
+        garbage = Garbage(removals, stores.blobs, versions.purge_expired, utc_now, grace)
         feed = Feed(SqlChangeLog(stores.database), utc_now)
         servicer = RegistryServicer(
             Records(Models(store, utc_now), versions, Aliases(store, utc_now), Holds(store), feed),
@@ -51,7 +58,12 @@ async def open_registry(settings: Settings, metrics: CollectorRegistry) -> Async
         def add(server: grpc.aio.Server) -> None:
             add_RegistryServiceServicer_to_server(servicer, server)
 
-        yield GrpcService("maas.registry.v1.RegistryService", add, feed.close)
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(garbage.collect_regularly(settings.gc_seconds, GarbageMetrics(metrics)))
+            try:
+                yield GrpcService("maas.registry.v1.RegistryService", add, feed.close)
+            finally:
+                collecting.cancel()
 
 
 if __name__ == "__main__":

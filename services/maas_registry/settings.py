@@ -33,6 +33,8 @@ class StoreSettings:
     """How much of a bucket is also kept on this machine's disk."""
     disk_threads: int
     """How many files are read or written at once."""
+    gc_grace_seconds: int
+    """How long a blob stays that nobody needs."""
 
     @classmethod
     def read(cls, environment: Environment) -> Self:
@@ -46,6 +48,7 @@ class StoreSettings:
             blobs=environment.parsed("MAAS_REGISTRY_BLOBS_URL", parse_blobs_url, blobs),
             cache_bytes=environment.integer("MAAS_REGISTRY_CACHE_BYTES", 10 * 2**30, low=0, high=2**50),
             disk_threads=environment.integer("MAAS_REGISTRY_DISK_THREADS", 4, low=1, high=64),
+            gc_grace_seconds=environment.integer("MAAS_REGISTRY_GC_GRACE_SECONDS", 24 * 3600, low=1, high=2**31),
         )
 
     @classmethod
@@ -78,6 +81,8 @@ class Settings:
     stores: StoreSettings
     max_blob_bytes: int
     """Largest blob that is taken."""
+    gc_seconds: int
+    """How often is looked for blobs that nobody needs."""
 
     @classmethod
     def from_env(cls, variables: Mapping[str, str]) -> Self:
@@ -87,6 +92,7 @@ class Settings:
             process=ProcessSettings.read(environment),
             stores=StoreSettings.read(environment),
             max_blob_bytes=environment.integer("MAAS_REGISTRY_MAX_BLOB_BYTES", 4 * 2**30, low=1, high=2**50),
+            gc_seconds=environment.integer("MAAS_REGISTRY_GC_SECONDS", 3600, low=1, high=2**31),
         )
         environment.check()
         return settings

@@ -1,4 +1,4 @@
-"""`maas registry`: the whole registry of this machine, checked or moved."""
+"""`maas registry`: the whole registry of this machine, checked, cleaned or moved."""
 
 import json
 import os
@@ -17,9 +17,10 @@ from maas.errors import MaasError, NotAllowedNowError
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="The whole registry of this machine: check it, or move it.", no_args_is_help=True)
+    group = typer.Typer(help="The whole registry of this machine: check it, clean it, move it.", no_args_is_help=True)
     group.command("verify")(verify)
     group.command("migrate")(migrate)
+    group.command("gc")(collect)
     app.add_typer(group, name="registry")
 
 
@@ -73,6 +74,28 @@ def migrate(
         return
     say(f"{_amounts(found)}: all is there, each row equal, each blob with its hash")
     say("the registry goes on there once MAAS_REGISTRY_DATABASE_URL and MAAS_REGISTRY_BLOBS_URL name it")
+
+
+def collect(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")] = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Remove the blobs that no version and no dataset has needed for a day (MAAS_REGISTRY_GC_GRACE_SECONDS).
+
+    The registry does so by itself, every hour. It may be running.
+    """
+    found = _upkeep(home, ["gc", *(["--dry-run"] if dry_run else [])], "collecting")
+    if as_json:
+        write_json(found)
+        return
+    unused = f"{found['unused']} of {found['blobs']} blobs unused ({bytes_text(found['unused_bytes'])})"
+    went = "would go now" if dry_run else "removed"
+    say(f"{unused}; {found['removed']} {went} ({bytes_text(found['removed_bytes'])})")
+    if found["purged_versions"]:
+        say(f"{found['purged_versions']} deleted versions gave up their files")
+    if found["dropped_uploads"]:
+        say(f"{found['dropped_uploads']} unfinished uploads given up")
 
 
 def _upkeep(home: Path, arguments: list[str], doing: str) -> dict[str, Any]:

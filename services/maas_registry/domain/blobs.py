@@ -133,11 +133,36 @@ class BlobStore(Protocol):
         ...
 
 
+class Removals(Protocol):
+    """What is known of blobs that nobody needs (domain/garbage.py)."""
+
+    async def keep(self, name: BlobName, *, stored: bool) -> None:
+        """Let a blob that nobody needs have its grace period from now on; `stored` when its bytes are there.
+
+        Raises BlobBeingRemoved.
+        """
+        ...
+
+
+class NothingIsRemoved:
+    """Removals of a store from which nothing ever goes."""
+
+    async def keep(self, name: BlobName, *, stored: bool) -> None:
+        """Do nothing."""
+
+
 class Blobs:
     """The rules of uploads and downloads."""
 
-    def __init__(self, store: BlobStore, max_bytes: int, stall_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        max_bytes: int,
+        stall_seconds: float = 60.0,
+        removals: Removals = NothingIsRemoved(),  # noqa: B008
+    ) -> None:
         self._store = store
+        self._removals = removals
         self._max_bytes = max_bytes
         self._stall_seconds = stall_seconds
         self._uploading: set[BlobName] = set()
@@ -152,16 +177,18 @@ class Blobs:
     async def upload(self, name: BlobName, size_bytes: int, offset: int, chunks: AsyncIterator[bytes]) -> Blob:
         """Store the bytes from `offset` on and commit the blob. A committed one is returned at once.
 
-        Raises BlobTooLarge, UploadInProgress, UploadOffsetMismatch, UploadTooLong, UploadIncomplete, UploadStalled or
-        BlobCorrupt.
+        Raises BlobTooLarge, BlobBeingRemoved, UploadInProgress, UploadOffsetMismatch, UploadTooLong, UploadIncomplete,
+        UploadStalled or BlobCorrupt.
         """
         if size_bytes > self._max_bytes:
             raise BlobTooLarge(
                 f"{name} has {size_bytes} bytes, more than the {self._max_bytes} that this registry takes "
                 "(MAAS_REGISTRY_MAX_BLOB_BYTES)"
             )
+        await self._removals.keep(name, stored=False)
         blob = await self._store.find(name)
         if blob is not None and blob.committed:
+            await self._removals.keep(name, stored=True)
             return blob
         with self._alone(name):
             blob = await self._store.find(name)
@@ -171,6 +198,7 @@ class Blobs:
             async with self._store.upload(name, offset) as upload:
                 await self._receive(name, upload, size_bytes, chunks)
                 await upload.commit()
+            await self._removals.keep(name, stored=True)
         return Blob(name, BlobState.COMMITTED, size_bytes)
 
     async def download(self, name: BlobName, offset: int, length: int | None = None) -> AsyncGenerator[bytes, None]:

@@ -104,6 +104,21 @@ class BlobBucket:
             finally:
                 await self._disk.run(lambda: passing.unlink(missing_ok=True))
 
+    async def list(self) -> AsyncIterator[Blob]:
+        """Yield all blobs, also those that were found damaged."""
+        async with aclosing(self._bucket.list()) as found:
+            async for name, size_bytes in found:
+                yield Blob(name, BlobState.COMMITTED, size_bytes)
+
+    async def remove(self, name: BlobName) -> None:
+        """Remove a blob's object, if it is there. Other registries may have it in their caches, and ask for it here."""
+        await self._bucket.remove(name)
+        await self._cache.drop(name)
+
+    async def drop_abandoned(self) -> int:
+        """Remove unfinished uploads that nobody went on with for a week."""
+        return await self._parts.drop_abandoned()
+
     async def _bring(self, name: BlobName) -> None:
         """Have a blob in the cache, if there is room for it."""
         if self._cache.seek(name):

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,6 +94,30 @@ class BlobFolder:
     async def inspect(self, name: BlobName, look: Callable[[Path], ResultT]) -> ResultT:
         """Return what `look` finds in the blob's file."""
         return await self._disk.run(lambda: look(self._layout.blob(name)))
+
+    async def list(self) -> AsyncIterator[Blob]:
+        """Yield all blobs that are committed or damaged."""
+
+        def found(folder: Path, state: BlobState) -> list[Blob]:
+            return [Blob(BlobName(path.name), state, path.stat().st_size) for path in folder.glob("[0-9a-f]" * 64)]
+
+        places = [(self._layout.folder / "blobs" / f"{prefix:02x}", BlobState.COMMITTED) for prefix in range(256)]
+        for folder, state in [*places, (self._layout.folder / "damaged", BlobState.DAMAGED)]:
+            for blob in await self._disk.run(partial(found, folder, state)):
+                yield blob
+
+    async def remove(self, name: BlobName) -> None:
+        """Remove a blob's bytes, if they are there. Who has begun to read them reads on."""
+
+        def remove() -> None:
+            for path in (self._layout.blob(name), self._layout.damaged(name)):
+                path.unlink(missing_ok=True)
+
+        await self._disk.run(remove)
+
+    async def drop_abandoned(self) -> int:
+        """Remove unfinished uploads that nobody went on with for a week."""
+        return await self._parts.drop_abandoned()
 
     async def _set_aside(self, name: BlobName) -> None:
         def set_aside() -> None:

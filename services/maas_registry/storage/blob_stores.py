@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
 from maas_registry.domain.blobs import BlobStore
+from maas_registry.domain.garbage import GarbageBlobs
 from maas_registry.storage.blob_cache import BlobCache, CacheMetrics
 from maas_registry.storage.blob_folder import BlobFolder
 from maas_registry.storage.blob_location import BlobLocation, BucketLocation, FolderLocation
@@ -14,10 +16,14 @@ from maas_registry.storage.disk import Disk
 from maas_runtime.storage import translated_disk_errors
 
 
+class StoredBlobs(BlobStore, GarbageBlobs, Protocol):
+    """Blobs, taken, given and removed."""
+
+
 @asynccontextmanager
 async def open_blob_store(
     location: BlobLocation, own_folder: Path, cache_bytes: int, disk_threads: int, metrics: CollectorRegistry
-) -> AsyncIterator[BlobStore]:
+) -> AsyncIterator[StoredBlobs]:
     """Give the store; a bucket's cache and unfinished uploads are in `own_folder`, which no other process uses.
 
     Raises StorageReadOnly or BlobStoreUnavailable.

@@ -93,6 +93,20 @@ class Bucket:
             await self._objects.put_async(_key(name), path, chunk_size=_UP_BYTES, max_concurrency=_UP_AT_ONCE)
         await self._delete(_damaged_key(name))
 
+    async def list(self) -> AsyncGenerator[tuple[BlobName, int], None]:
+        """Yield all blobs with their sizes."""
+        with self._translated_errors():
+            async for page in self._objects.list_async("blobs", chunk_size=1000):
+                for meta in page:
+                    sha256 = meta["path"].rpartition("/")[2]
+                    if re.fullmatch("[0-9a-f]{64}", sha256):
+                        yield BlobName(sha256), meta["size"]
+
+    async def remove(self, name: BlobName) -> None:
+        """Remove an object and what is known of it, if it is there."""
+        await self._delete(_key(name))
+        await self._delete(_damaged_key(name))
+
     async def mark_damaged(self, name: BlobName, stored: Stored) -> None:
         """Remember that these bytes are not the blob's. It does not touch what somebody has put since."""
         with self._translated_errors():

@@ -454,6 +454,21 @@ class MemoryBlobStore:
             file.flush()
             return look(Path(file.name))
 
+    async def list(self) -> AsyncIterator[Blob]:
+        """Yield all blobs that are committed or damaged."""
+        for state, stored in ((BlobState.COMMITTED, self._committed), (BlobState.DAMAGED, self._damaged)):
+            for name, content in list(stored.items()):
+                yield Blob(name, state, len(content))
+
+    async def remove(self, name: BlobName) -> None:
+        """Remove a blob's bytes."""
+        self._committed.pop(name, None)
+        self._damaged.pop(name, None)
+
+    async def drop_abandoned(self) -> int:
+        """Do nothing: an unfinished upload lives as long as the process."""
+        return 0
+
     def damage(self, name: BlobName, content: bytes) -> None:
         """Let the stored bytes of a committed blob be others, as a bad disk would."""
         self._committed[name] = content

@@ -30,6 +30,7 @@ class Parts:
     def __init__(self, disk: Disk, folder: Path) -> None:
         self._disk = disk
         self._folder = folder
+        self._open: set[BlobName] = set()
         # Hashes of what unfinished uploads have stored, so that going on with one need not read it again.
         self._hashes: OrderedDict[BlobName, tuple[int, _Hash]] = OrderedDict()
 
@@ -55,10 +56,12 @@ class Parts:
     async def drop_abandoned(self) -> int:
         """Remove what nobody went on with for a week, and return how many there were."""
 
+        in_use = {self.path(name) for name in self._open}
+
         def drop() -> int:
             dropped = 0
             for left in self._folder.glob("*.part"):
-                if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                if left not in in_use and time.time() - left.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                     left.unlink()
                     dropped += 1
             return dropped
@@ -71,11 +74,15 @@ class Parts:
         file = _PartFile(self.path(name), name)
         remembered = self._hashes.pop(name, None)
         part = Part(self._disk, file)
+        self._open.add(name)
         try:
             await self._disk.run(lambda: file.open(offset, remembered))
             yield part
         finally:
-            await to_its_end(part.close())
+            try:
+                await to_its_end(part.close())
+            finally:
+                self._open.discard(name)
             if file.worth_going_on:
                 self._remember(name, file)
 

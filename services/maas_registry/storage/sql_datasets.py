@@ -13,6 +13,7 @@ from maas_registry.domain.datasets import Dataset, DatasetContent, DatasetVersio
 from maas_registry.storage import tables
 from maas_registry.storage.content import dataset_from_json, dataset_to_json
 from maas_registry.storage.sql_changes import ChangeWriter
+from maas_registry.storage.sql_garbage import check_not_removed
 from maas_runtime.database.database import Database
 
 
@@ -64,6 +65,7 @@ class SqlDatasetStore:
                 made = (await connection.execute(_dataset_version_of_request(dataset, request_id))).one_or_none()
                 if made is not None:
                     return _dataset_version(made)
+            await check_not_removed(connection, (split.file.blob for split in content.splits))
             number = (
                 await connection.execute(
                     update(tables.datasets)

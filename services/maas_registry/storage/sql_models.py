@@ -25,6 +25,7 @@ from maas_registry.storage.content import (
     version_to_json,
 )
 from maas_registry.storage.sql_changes import ChangeWriter, sequence_at, states_at
+from maas_registry.storage.sql_garbage import check_not_removed
 from maas_runtime.database.database import Database
 
 _models, _versions, _aliases, _holds = tables.models, tables.versions, tables.aliases, tables.holds
@@ -200,6 +201,7 @@ class _Writer:
         self, model: ModelName, content: VersionContent, details: VersionDetails, request_id: str
     ) -> Version:
         """Store a version with the next number."""
+        await check_not_removed(self._connection, (file.blob for file in content.files))
         count = _models.c.version_count
         counted = update(_models).where(_models.c.model_id == model.model_id).values(version_count=count + 1)
         number = (await self._connection.execute(counted.returning(count))).scalar_one()

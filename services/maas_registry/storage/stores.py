@@ -8,10 +8,9 @@ from tempfile import TemporaryDirectory
 
 from prometheus_client import CollectorRegistry
 
-from maas_registry.domain.blobs import BlobStore
 from maas_registry.settings import StoreSettings
 from maas_registry.storage.blob_location import BucketLocation
-from maas_registry.storage.blob_stores import open_blob_store
+from maas_registry.storage.blob_stores import StoredBlobs, open_blob_store
 from maas_registry.storage.tables import MIGRATIONS
 from maas_runtime.database.database import Database, DatabaseLocation, open_database
 from maas_runtime.storage import translated_disk_errors
@@ -24,7 +23,7 @@ class Stores:
     location: DatabaseLocation
     database: Database
     """The database at `location`, with its tables."""
-    blobs: BlobStore
+    blobs: StoredBlobs
 
 
 @asynccontextmanager
@@ -40,7 +39,7 @@ async def open_stores(settings: StoreSettings, metrics: CollectorRegistry | None
 
 
 @asynccontextmanager
-async def _open_blobs(settings: StoreSettings, metrics: CollectorRegistry | None) -> AsyncIterator[BlobStore]:
+async def _open_blobs(settings: StoreSettings, metrics: CollectorRegistry | None) -> AsyncIterator[StoredBlobs]:
     own, cache_bytes = settings.folder, settings.cache_bytes
     with ExitStack() as stack:
         if metrics is None and isinstance(settings.blobs, BucketLocation):

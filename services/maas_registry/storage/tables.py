@@ -140,3 +140,12 @@ dataset_versions = Table(
     Column("create_time", UtcTime, nullable=False),
     UniqueConstraint("dataset_id", "request_id"),
 )
+
+# Blobs that no record needs; the rules are in domain/garbage.py.
+removals = Table(
+    "removals",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("since", UtcTime, nullable=False),
+)

@@ -1,4 +1,4 @@
-"""`python -m maas_registry.upkeep verify | migrate`: the program behind `maas registry`.
+"""`python -m maas_registry.upkeep verify | migrate | gc`: the program behind `maas registry`.
 
 Works on the stores that the settings name, and needs no running registry. Writes a JSON object a line to stdout: how
 far it is (`progress`), and at the end what it found (`result`), or `failure` and `reason`.
@@ -11,9 +11,16 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
+from maas_registry.domain.blobs import Blobs
+from maas_registry.domain.changes import utc_now
+from maas_registry.domain.garbage import Collected, Garbage
+from maas_registry.domain.version_rules import Versions
 from maas_registry.settings import StoreSettings
+from maas_registry.storage.sql_garbage import SqlGarbageStore
+from maas_registry.storage.sql_models import SqlModelStore
 from maas_registry.storage.stores import open_stores
 from maas_registry.upkeep.move import move
 from maas_registry.upkeep.verification import Verification, verify
@@ -38,9 +45,18 @@ def main() -> int:
     moving = commands.add_parser("migrate")
     moving.add_argument("--to-database", required=True)
     moving.add_argument("--to-blobs", required=True)
+    collecting = commands.add_parser("gc")
+    collecting.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
+    found: Verification | Collected
     try:
-        found = asyncio.run(_verify(options.hash) if options.command == "verify" else _move(options))
+        match options.command:
+            case "verify":
+                found = asyncio.run(_verify(options.hash))
+            case "migrate":
+                found = asyncio.run(_move(options))
+            case _:
+                found = asyncio.run(_collect(options.dry_run))
     except Failure as failure:
         _write({"failure": failure.message, "reason": failure.reason})
         return 1
@@ -60,6 +76,16 @@ async def _move(options: argparse.Namespace) -> Verification:
         open_stores(settings.moved(options.to_database, options.to_blobs)) as target,
     ):
         return await move(source, target, _Teller().tell)
+
+
+async def _collect(dry_run: bool) -> Collected:
+    settings = _existing(StoreSettings.from_env(os.environ))
+    async with open_stores(settings) as stores:
+        store = SqlGarbageStore(stores.database, utc_now)
+        versions = Versions(SqlModelStore(stores.database), Blobs(stores.blobs, max_bytes=0), utc_now)
+        grace = timedelta(seconds=settings.gc_grace_seconds)
+        garbage = Garbage(store, stores.blobs, versions.purge_expired, utc_now, grace)
+        return await garbage.collect(dry_run=dry_run)
 
 
 def _existing(settings: StoreSettings) -> StoreSettings:
