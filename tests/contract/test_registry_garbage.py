@@ -76,7 +76,7 @@ class Registry:
 
     async def record_unseen(self, name: BlobName, size_bytes: int) -> None:
         content = DatasetContent((Split("train", File("train.parquet", name, size_bytes), 1),), ())
-        await SqlDatasetStore(self.database).add_dataset_version(DATASET, content, self.clock(), "")
+        await SqlDatasetStore(self.database).add_dataset_version(DATASET, content, self.clock(), "", Author("test"))
 
     async def collect(self, *, dry_run: bool = False, stored: StoredBlobs | None = None) -> Collected:
         return await Garbage(self.store, stored or self.stored, nothing_expired, self.clock, GRACE).collect(
@@ -116,7 +116,7 @@ async def new_registry(
             store = SqlGarbageStore(database, clock)
             registry = Registry(database, stored, store, Blobs(stored, 2**30, removals=store), clock)
             if count == 1:
-                await SqlDatasetStore(database).add_dataset(Dataset(DATASET, "", clock()))
+                await SqlDatasetStore(database).add_dataset(Dataset(DATASET, "", clock()), Author("test"))
             return registry
 
         yield new
