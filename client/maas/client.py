@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -50,10 +52,12 @@ from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
 from maas.references import ReferenceInvalid, TargetReference, parse_reference
 from maas.registry.v1 import registry_service_pb2
 from maas.registry.v1.blob_pb2 import File
+from maas.registry.v1.change_pb2 import Change
 from maas.registry.v1.dataset_pb2 import Dataset, DatasetVersion, Split
 from maas.registry.v1.model_pb2 import Alias, Model
+from maas.registry.v1.registry_service_pb2 import WatchRegistryResponse
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from maas.registry.v1.version_pb2 import Version
+from maas.registry.v1.version_pb2 import Evaluation, Measurement, Version, VersionState
 from maas.registry.v1.version_signature_pb2 import VersionSignature
 from maas.rollout.v1 import deployment_pb2, rollout_service_pb2
 from maas.rollout.v1.deployment_pb2 import Deployment, DeploymentEvent, ServingSettings, Target
@@ -165,39 +169,178 @@ class Client:
 
     # ---- models -------------------------------------------------------------------------------------------------
 
-    def models(self) -> Iterator[Model]:
-        """List all models, by name."""
-        return _pages(self._registry.ListModels, registry_service_pb2.ListModelsRequest(), "models")
+    def models(
+        self, *, where: str = "", order_by: str = "", show_deleted: bool = False, at: datetime | None = None
+    ) -> Iterator[Model]:
+        """List models, by name unless `order_by` says otherwise; all, or those that the filter `where` lets through.
 
-    def model(self, model: str) -> Model:
+        `at` shows what was there at a time, here and wherever else it is taken.
+        """
+        request = registry_service_pb2.ListModelsRequest(
+            filter=where, order_by=order_by, show_deleted=show_deleted, read_time=_timestamp(at)
+        )
+        return _pages(self._registry.ListModels, request, "models")
+
+    def model(self, model: str, *, at: datetime | None = None) -> Model:
         """Return one model."""
-        return self._registry.GetModel(registry_service_pb2.GetModelRequest(name=_model_name(model)))
+        return self._registry.GetModel(
+            registry_service_pb2.GetModelRequest(name=_model_name(model), read_time=_timestamp(at))
+        )
 
-    def versions(self, model: str) -> Iterator[Version]:
-        """List a model's versions, newest first."""
-        request = registry_service_pb2.ListVersionsRequest(parent=_model_name(model))
+    def versions(
+        self,
+        model: str,
+        *,
+        where: str = "",
+        order_by: str = "",
+        show_deleted: bool = False,
+        at: datetime | None = None,
+    ) -> Iterator[Version]:
+        """List a model's versions, newest first unless `order_by` says otherwise."""
+        request = registry_service_pb2.ListVersionsRequest(
+            parent=_model_name(model),
+            filter=where,
+            order_by=order_by,
+            show_deleted=show_deleted,
+            read_time=_timestamp(at),
+        )
         return _pages(self._registry.ListVersions, request, "versions")
 
-    def version(self, reference: str) -> Version:
+    def version(self, reference: str, *, at: datetime | None = None) -> Version:
         """Return the version that `reviews`, `reviews@2` or `reviews@production` refers to."""
-        name = self._version_name(reference)
-        return self._registry.GetVersion(registry_service_pb2.GetVersionRequest(name=name))
+        name = self._version_name(reference, at)
+        return self._registry.GetVersion(registry_service_pb2.GetVersionRequest(name=name, read_time=_timestamp(at)))
 
-    def aliases(self, model: str) -> Iterator[Alias]:
+    def aliases(self, model: str, *, at: datetime | None = None) -> Iterator[Alias]:
         """List a model's aliases, by name."""
-        request = registry_service_pb2.ListAliasesRequest(parent=_model_name(model))
+        request = registry_service_pb2.ListAliasesRequest(parent=_model_name(model), read_time=_timestamp(at))
         return _pages(self._registry.ListAliases, request, "aliases")
 
-    def set_alias(self, reference: str, alias: str) -> Alias:
-        """Point an alias to the version that `reference` refers to."""
-        version = self.version(reference).name
-        name = AliasName(VersionName.parse(version).model_id, _id(alias))
-        return self._registry.SetAlias(registry_service_pb2.SetAliasRequest(name=str(name), version=version))
+    def set_alias(self, reference: str, alias: str, *, expected: str = "", reason: str = "") -> Alias:
+        """Point an alias to the version that `reference` refers to.
 
-    def delete_alias(self, model: str, alias: str) -> None:
-        """Remove an alias; the version stays."""
+        With `expected`, a version or `none`, only if that is where it points now. Raises ConflictError.
+        """
+        version = VersionName.parse(self.version(reference).name)
+        if expected not in ("", "none"):
+            expected = self.version(expected).name
+        name = AliasName(version.model_id, _id(alias))
+        return self._registry.SetAlias(
+            registry_service_pb2.SetAliasRequest(
+                name=str(name), version=str(version), expected_version=expected, reason=reason
+            )
+        )
+
+    def delete_alias(self, model: str, alias: str, *, reason: str = "") -> None:
+        """Remove an alias; the version stays, and so does the alias's history."""
         name = AliasName(ModelName.parse(_model_name(model)).model_id, _id(alias))
-        self._registry.DeleteAlias(registry_service_pb2.DeleteAliasRequest(name=str(name)))
+        self._registry.DeleteAlias(registry_service_pb2.DeleteAliasRequest(name=str(name), reason=reason))
+
+    def update_model(
+        self,
+        model: str,
+        *,
+        description: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        etag: str = "",
+        reason: str = "",
+    ) -> Model:
+        """Change what is not None: the description, all tags. Raises ConflictError when the etag is a stale one."""
+        given = {"description": description, "tags": tags}
+        changed = {field: value for field, value in given.items() if value is not None}
+        return self._registry.UpdateModel(
+            registry_service_pb2.UpdateModelRequest(
+                model=Model(name=_model_name(model), etag=etag, **changed),  # type: ignore[arg-type]
+                update_mask=FieldMask(paths=changed),
+                reason=reason,
+            )
+        )
+
+    def update_version(
+        self,
+        reference: str,
+        *,
+        description: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        state: "VersionState.ValueType | None" = None,
+        etag: str = "",
+        reason: str = "",
+    ) -> Version:
+        """Change what is not None: the description, all tags, the state. Raises ConflictError, as update_model does."""
+        given = {"description": description, "tags": tags, "state": state}
+        changed = {field: value for field, value in given.items() if value is not None}
+        return self._registry.UpdateVersion(
+            registry_service_pb2.UpdateVersionRequest(
+                version=Version(name=self._number_of(reference), etag=etag, **changed),  # type: ignore[arg-type]
+                update_mask=FieldMask(paths=changed),
+                reason=reason,
+            )
+        )
+
+    def add_evaluation(self, reference: str, evaluation: Evaluation, *, reason: str = "") -> Version:
+        """Add an evaluation to a version, in place of one of the same metric, dataset version and split."""
+        request = registry_service_pb2.AddEvaluationRequest(
+            name=self._number_of(reference), evaluation=evaluation, reason=reason
+        )
+        return self._registry.AddEvaluation(request)
+
+    def add_measurement(self, reference: str, measurement: Measurement, *, reason: str = "") -> Version:
+        """Add a measurement to a version, in place of one on the same engine and hardware."""
+        request = registry_service_pb2.AddMeasurementRequest(
+            name=self._number_of(reference), measurement=measurement, reason=reason
+        )
+        return self._registry.AddMeasurement(request)
+
+    def delete(self, reference: str, *, reason: str = "") -> None:
+        """Delete `reviews`, the model with all that is in it, or `reviews@2`; for 30 days, `restore` brings it back."""
+        named = parse_reference(reference)
+        if isinstance(named, ModelName):
+            self._registry.DeleteModel(registry_service_pb2.DeleteModelRequest(name=str(named), reason=reason))
+        else:
+            name = self._number_of(reference)
+            self._registry.DeleteVersion(registry_service_pb2.DeleteVersionRequest(name=name, reason=reason))
+
+    def restore(self, reference: str, *, reason: str = "") -> Model | Version:
+        """Bring back what was deleted: `reviews` or `reviews@2`."""
+        named = parse_reference(reference)
+        if isinstance(named, ModelName):
+            model = registry_service_pb2.UndeleteModelRequest(name=str(named), reason=reason)
+            return self._registry.UndeleteModel(model)
+        version = registry_service_pb2.UndeleteVersionRequest(name=self._number_of(reference), reason=reason)
+        return self._registry.UndeleteVersion(version)
+
+    def history(self, reference: str = "", *, at: datetime | None = None) -> Iterator[Change]:
+        """List what changed, newest first: of a model and all in it, of a version, of an alias, or of everything."""
+        resource = str(parse_reference(reference)) if reference else ""
+        request = registry_service_pb2.ListChangesRequest(resource=resource, read_time=_timestamp(at))
+        return _pages(self._registry.ListChanges, request, "changes")
+
+    def watch_registry(
+        self, reference: str = "", *, resume_token: str = "", timeout: float | None = None
+    ) -> Iterator[WatchRegistryResponse]:
+        """Yield what changes in the registry, from a resume token on or from now on; without a timeout, for ever.
+
+        The first comes at once, and others without changes when nothing happens for a while; each has the token to go
+        on from. A watch that breaks is opened again and misses nothing.
+        """
+        resource = str(parse_reference(reference)) if reference else ""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        pauses: Pauses | None = None
+        while (remaining := end - time.monotonic()) > 0:
+            request = registry_service_pb2.WatchRegistryRequest(resume_token=resume_token, resource=resource)
+            watch: Any = self._registry.WatchRegistry(request, timeout=min(_WATCH_SECONDS, remaining))
+            try:
+                with closing(watch):
+                    for news in watch:
+                        pauses = None
+                        resume_token = news.resume_token
+                        yield news
+            except DeadlineExceededError:
+                continue
+            except UnavailableError:
+                pauses = pauses or Pauses(_WATCH_RETRY_SECONDS)
+                if not pauses.wait():
+                    raise
 
     def push_package(
         self, folder: Path, model: str, *, description: str = "", progress: Progress = lambda _: None
@@ -657,12 +800,17 @@ class Client:
         self._labels[deployment, version] = labels
         return labels.names
 
-    def _version_name(self, reference: str) -> str:
+    def _number_of(self, reference: str) -> str:
+        """Return the name of the version, with its number, also where an alias is given."""
+        named = parse_reference(reference)
+        return str(named) if isinstance(named, VersionName) else self.version(reference).name
+
+    def _version_name(self, reference: str, at: datetime | None = None) -> str:
         """Return the name of the version or alias; for a model that of its newest version."""
         named = parse_reference(reference)
         if not isinstance(named, ModelName):
             return str(named)
-        latest = self.model(str(named)).latest_version
+        latest = self.model(str(named), at=at).latest_version
         if not latest:
             raise NotFoundError(
                 f"{named} has no version yet; train one, or push a package",
@@ -787,6 +935,14 @@ def _pages(call: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any
 def _prediction(probabilities: tuple[float, ...], labels: tuple[str, ...], version: str) -> Prediction:
     predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
     return Prediction(predicted, labels[predicted] if predicted < len(labels) else "", probabilities, version)
+
+
+def _timestamp(time: datetime | None) -> Timestamp | None:
+    if time is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time.astimezone(UTC))
+    return timestamp
 
 
 def _request_id() -> str:

@@ -42,11 +42,11 @@ async def open_registry(settings: Settings, metrics: CollectorRegistry) -> Async
     async with open_stores(settings.stores, metrics) as stores:
         removals = SqlGarbageStore(stores.database, utc_now)
         blobs = Blobs(stores.blobs, settings.max_blob_bytes, removals=removals)
-        store = SqlModelStore(stores.database)
+        feed = Feed(SqlChangeLog(stores.database), utc_now)
+        store = SqlModelStore(stores.database, wrote=feed.wake)
         versions = Versions(store, blobs, utc_now)
         grace = timedelta(seconds=settings.stores.gc_grace_seconds)
         garbage = Garbage(removals, stores.blobs, versions.purge_expired, utc_now, grace)
-        feed = Feed(SqlChangeLog(stores.database), utc_now)
         servicer = RegistryServicer(
             Records(Models(store, utc_now), versions, Aliases(store, utc_now), Holds(store), feed),
             Signatures(SqlSignatureStore(stores.database), versions, utc_now),

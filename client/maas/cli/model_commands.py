@@ -1,12 +1,13 @@
 """`maas models`: what is registered."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maas.cli import signing_commands
-from maas.cli.options import Endpoint, Json, connected
+from maas.cli import record_commands, signing_commands
+from maas.cli.options import At, Endpoint, Json, Reason, connected
 from maas.cli.output import (
     ago_text,
     bytes_text,
@@ -15,6 +16,8 @@ from maas.cli.output import (
     plain,
     say,
     short_version,
+    state_text,
+    tags_text,
     write_json,
     write_table,
 )
@@ -24,7 +27,7 @@ from maas.references import parse_reference
 
 if TYPE_CHECKING:
     from maas.client import Client
-    from maas.registry.v1.model_pb2 import Alias
+    from maas.registry.v1.model_pb2 import Alias, Model
     from maas.registry.v1.version_pb2 import CompressionReport, Version
 
 Reference = Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="The newest version when only MODEL.")]
@@ -40,27 +43,57 @@ def add_to(app: typer.Typer) -> None:
     group.command("export")(export_model)
     group.command("pull")(pull)
     group.command("alias")(alias)
+    group.command("history")(record_commands.history)
+    group.command("describe")(record_commands.describe)
+    group.command("tag")(record_commands.tag)
+    group.command("ready")(record_commands.ready)
+    group.command("archive")(record_commands.archive)
+    group.command("rm")(record_commands.rm)
+    group.command("restore")(record_commands.restore)
+    group.command("watch")(record_commands.watch)
     group.command("sign")(signing_commands.sign)
     group.command("verify")(signing_commands.verify)
     group.command("signatures")(signing_commands.signatures)
     app.add_typer(group, name="models")
 
 
-def ls(endpoint: Endpoint = None, as_json: Json = False) -> None:
-    """List models."""
+def ls(
+    model: Annotated[str, typer.Argument(help="List this model's versions instead of models.")] = "",
+    where: Annotated[
+        str,
+        typer.Option("--filter", help="Which ones: 'tags.team = nlp', 'state = ready AND metrics.accuracy > 0.8', ..."),
+    ] = "",
+    order_by: Annotated[str, typer.Option(help="'create_time desc', 'metrics.accuracy desc', ...")] = "",
+    deleted: Annotated[bool, typer.Option("--deleted", help="Also what is deleted.")] = False,
+    at: At = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """List models, or the versions of one."""
     with connected(endpoint) as client:
-        models = list(client.models())
+        if model:
+            versions = list(client.versions(model, where=where, order_by=order_by, show_deleted=deleted, at=at))
+            aliases = list(client.aliases(model, at=at))
+        else:
+            models = list(client.models(where=where, order_by=order_by, show_deleted=deleted, at=at))
     if as_json:
-        write_json(models)
-        return
+        write_json(versions if model else models)
+    elif model:
+        write_versions(versions, aliases)
+    else:
+        _write_models(models)
+
+
+def _write_models(models: "list[Model]") -> None:
     write_table(
-        ("MODEL", ">VERSIONS", "NEWEST", "MADE", "DESCRIPTION"),
+        ("MODEL", ">VERSIONS", "NEWEST", "MADE", "TAGS", "DESCRIPTION"),
         (
             (
                 last_segment(one.name),
                 one.version_count,
                 short_version(one.latest_version),
-                ago_text(one.create_time),
+                "deleted" if one.HasField("delete_time") else ago_text(one.create_time),
+                tags_text(one.tags),
                 one.description[:60],
             )
             for one in models
@@ -73,6 +106,7 @@ def show(
     reference: Annotated[
         str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="A model with all its versions, or one version.")
     ],
+    at: At = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
@@ -80,9 +114,9 @@ def show(
     named = parse_reference(reference)
     with connected(endpoint) as client:
         if isinstance(named, ModelName):
-            _show_model(client, named, as_json=as_json)
+            _show_model(client, named, at, as_json=as_json)
         else:
-            _show_version(client, named, as_json=as_json)
+            _show_version(client, named, at, as_json=as_json)
 
 
 def push(
@@ -212,41 +246,50 @@ def alias(
     reference: Reference,
     name: Annotated[str, typer.Argument(help="The alias: production, champion, ...")],
     delete: Annotated[bool, typer.Option("--delete", help="Remove the alias; the version stays.")] = False,
+    expect: Annotated[
+        str, typer.Option(metavar="VERSION", help="Only if it points there now: MODEL@VERSION, or none for nowhere.")
+    ] = "",
+    reason: Reason = "",
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Point an alias to a version; it is moved if there is one."""
     with connected(endpoint) as client:
         if delete:
-            _delete_alias(client, reference, name, as_json=as_json)
+            _delete_alias(client, reference, name, reason, as_json=as_json)
             return
-        made = client.set_alias(reference, name)
+        made = client.set_alias(reference, name, expected=expect, reason=reason)
     if as_json:
         write_json(made)
     else:
         say(f"{name} is {short_version(made.version)}")
 
 
-def _show_model(client: "Client", name: ModelName, *, as_json: bool) -> None:
-    model = client.model(str(name))
-    versions, aliases = list(client.versions(model.name)), list(client.aliases(model.name))
+def _show_model(client: "Client", name: ModelName, at: datetime | None, *, as_json: bool) -> None:
+    model = client.model(str(name), at=at)
+    versions, aliases = list(client.versions(model.name, at=at)), list(client.aliases(model.name, at=at))
     if as_json:
         write_json(plain(model) | {"versions": versions, "aliases": aliases})
     else:
         write_versions(versions, aliases)
 
 
-def _show_version(client: "Client", name: VersionName | AliasName, *, as_json: bool) -> None:
-    version = client.version(str(name))
-    aliases = [one for one in client.aliases(str(name.model)) if one.version == version.name]
+def _show_version(client: "Client", name: VersionName | AliasName, at: datetime | None, *, as_json: bool) -> None:
+    version = client.version(str(name), at=at)
+    aliases = [one for one in client.aliases(str(name.model), at=at) if one.version == version.name]
     if as_json:
         write_json(plain(version) | {"aliases": aliases})
         return
     facts = {
         "version": version.name,
         "aliases": ", ".join(_ids(aliases, version.name)),
+        "state": "deleted" if version.HasField("delete_time") else version_state_text(version),
+        "deployed by": ", ".join(version.held_by),
         "made": ago_text(version.create_time),
+        "description": version.description,
+        "tags": tags_text(version.tags),
         "by": version.source_job,
+        "code": version.code_revision,
         "parent": version.parent_version and short_version(version.parent_version),
         "recipe": ", ".join(version.recipe),
         "data": version.dataset_version,
@@ -272,10 +315,10 @@ def _show_version(client: "Client", name: VersionName | AliasName, *, as_json: b
         write_report(version.compression_report)
 
 
-def _delete_alias(client: "Client", reference: str, name: str, *, as_json: bool) -> None:
+def _delete_alias(client: "Client", reference: str, name: str, reason: str, *, as_json: bool) -> None:
     named = parse_reference(reference)
     model = named if isinstance(named, ModelName) else named.model
-    client.delete_alias(str(model), name)
+    client.delete_alias(str(model), name, reason=reason)
     if as_json:
         write_json({"deleted": f"{model}/aliases/{name}"})
     else:
@@ -291,14 +334,22 @@ def quality_text(version: "Version") -> str:
     return f"{found.metric} {found.value:.3f} {interval} on {found.row_count} rows of {found.split}"
 
 
+def version_state_text(version: "Version") -> str:
+    """Return a version's state as a word."""
+    from maas.registry.v1.version_pb2 import VersionState
+
+    return state_text(VersionState.Name(version.state))
+
+
 def write_versions(versions: "list[Version]", aliases: "list[Alias]") -> None:
     """Write versions as a table."""
     write_table(
-        ("VERSION", "ALIASES", "MADE", ">SIZE", "RECIPE", "PARENT", ">QUALITY", "VERDICT"),
+        ("VERSION", "ALIASES", "STATE", "MADE", ">SIZE", "RECIPE", "PARENT", ">QUALITY", "VERDICT"),
         (
             (
                 short_version(one.name),
                 ", ".join(_ids(aliases, one.name)),
+                "deleted" if one.HasField("delete_time") else version_state_text(one),
                 ago_text(one.create_time),
                 bytes_text(one.size_bytes),
                 ", ".join(one.recipe),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,3 +58,23 @@ def connected(endpoint: str | None, *, retry_seconds: float = _RETRY_SECONDS) ->
         if not is_unreachable(error, address):
             raise
         raise ClusterUnreachable(address) from error
+
+
+def parse_time(text: str) -> datetime:
+    """Return the time that `2026-03-03`, `2026-03-03 14:30` or `2026-03-03T14:30:00Z` means; here, without a zone."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(f"{text!r} is no time: write 2026-03-03, or 2026-03-03T14:30:00Z") from error
+
+
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        "--at",
+        parser=parse_time,
+        metavar="TIME",
+        help="As it was then: 2026-03-03 (as the day began, here) or 2026-03-03T14:30:00Z.",
+    ),
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]

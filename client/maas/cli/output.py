@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,11 @@ def ago_text(timestamp: "Timestamp") -> str:
 def state_text(name: str) -> str:
     """Return an enum value's name as a word: `JOB_STATE_RUNNING` is `running`."""
     return name.rpartition("_STATE_")[2].lower()
+
+
+def tags_text(tags: Mapping[str, str]) -> str:
+    """Return tags as people write them: `team=nlp owner=ann`."""
+    return " ".join(f"{key}={tags[key]}" for key in sorted(tags))
 
 
 def last_segment(name: str) -> str:

@@ -57,10 +57,12 @@ class Aliases:
                         f"{name.model} has {MAX_ALIASES} aliases: remove one that nobody uses", name=str(name.model)
                     )
                 return await writer.put_alias(name, version)
+            if present.version == version:
+                return present  # also for whoever asks again, having missed the answer
             check_etag(present, etag)
             if expected_none or (expected is not None and present.version != expected):
                 raise record_changed(str(name))
-            return present if present.version == version else await writer.put_alias(name, version)
+            return await writer.put_alias(name, version)
 
         return await self._store.write(author, set_alias)
 

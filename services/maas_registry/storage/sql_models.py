@@ -36,11 +36,12 @@ ResultT = TypeVar("ResultT")
 
 
 class SqlModelStore:
-    """ModelStore in a database."""
+    """ModelStore in a database. `wrote` is called after each transaction, whatever became of it."""
 
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+    def __init__(self, database: Database, clock: Clock = utc_now, wrote: Callable[[], None] = lambda: None) -> None:
         self._database = database
         self._clock = clock
+        self._wrote = wrote
 
     async def write(self, author: Author, work: Callable[[ModelWriter], Awaitable[ResultT]]) -> ResultT:
         """Return what `work` returns in one transaction."""
@@ -48,7 +49,10 @@ class SqlModelStore:
         async def run(connection: AsyncConnection) -> ResultT:
             return await work(_Writer(connection, await ChangeWriter.begin(connection, author, self._clock)))
 
-        return await self._database.write(run)
+        try:
+            return await self._database.write(run)
+        finally:
+            self._wrote()
 
     async def get_model(self, name: ModelName, at: datetime | None = None) -> Model | None:
         """Return the model."""
