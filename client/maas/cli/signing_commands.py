@@ -49,7 +49,9 @@ def sign(
 ) -> None:
     """Say with a key that a version is exactly the files that it has. The signature stays with the version."""
     signing = _signing()
-    if key_password is None and signing.is_encrypted(private_key):
+    if not signing.is_encrypted(private_key):
+        key_password = None  # a variable may hold that of another key
+    elif key_password is None:
         key_password = typer.prompt(f"Password of {private_key}", hide_input=True, err=True)
     with connected(endpoint) as client:
         signature = client.sign(reference, private_key, password=key_password)
