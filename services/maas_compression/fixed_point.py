@@ -36,7 +36,8 @@ def apply_fixed_point(source: Package, technique: FixedPoint, folder: Path) -> P
 def store_integers(path: Path, scale: float) -> None:
     """Rewrite an ONNX file so that each float32 initializer is stored as integers and multiplied by `scale`.
 
-    The initializers must be multiples of `scale`, so the answers stay the same to the bit. onnxruntime folds Cast and
+    Those that are no multiples of `scale` within 32 bits are constants of the network, not weights, and stay as they
+    are. So the answers stay the same to the bit. onnxruntime folds Cast and
     Mul when it loads the file: it runs as fast as before. (DequantizeLinear takes 16-bit integers only from operator
     set 21 on.)
     """
@@ -47,7 +48,10 @@ def store_integers(path: Path, scale: float) -> None:
         if tensor.data_type != TensorProto.FLOAT:
             initializers.append(tensor)
             continue
-        integers = _smallest(np.rint(numpy_helper.to_array(tensor).astype(np.float64) / scale))
+        integers = _smallest(numpy_helper.to_array(tensor).astype(np.float64) / scale)
+        if integers is None:
+            initializers.append(tensor)
+            continue
         initializers.append(numpy_helper.from_array(integers, f"{tensor.name}_integers"))
         nodes.append(
             helper.make_node("Cast", [f"{tensor.name}_integers"], [f"{tensor.name}_cast"], to=TensorProto.FLOAT)
@@ -62,7 +66,10 @@ def store_integers(path: Path, scale: float) -> None:
     onnx.save(model, str(path))
 
 
-def _smallest(values: NDArray[np.float64]) -> NDArray[np.signedinteger]:
+def _smallest(values: NDArray[np.float64]) -> NDArray[np.signedinteger] | None:
+    """Return the values in the smallest type of integers that holds them, or None when none does."""
+    if not (values == np.rint(values)).all():
+        return None
     largest = np.abs(values).max(initial=0)
-    dtype = next(dtype for dtype in _INTEGER_TYPES if largest <= np.iinfo(dtype).max)
-    return values.astype(dtype)
+    dtype = next((dtype for dtype in _INTEGER_TYPES if largest <= np.iinfo(dtype).max), None)
+    return None if dtype is None else values.astype(dtype)

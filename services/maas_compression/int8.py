@@ -18,9 +18,10 @@ from maas_package.trainable import ONNX_PATH, TrainableFormMissing, export_onnx,
 def apply_int8(source: Package, technique: Int8, folder: Path) -> Package:
     """Write the package whose served form multiplies 8-bit integers to `folder`, which must be new or empty.
 
-    Weights become signed 8-bit integers a tensor, activations unsigned ones while running; embeddings are stored as
-    8-bit integers. The result has no trainable form. Its largest difference from the source's is recorded, without a
-    tolerance: accuracy and agreement on real data say what it costs. Raises TrainableFormMissing.
+    Weights become signed 8-bit integers with a scale for each output, activations unsigned ones while running;
+    embeddings are stored as 8-bit integers. The result has no trainable form. Its largest difference from the
+    source's is recorded, without a tolerance: accuracy and agreement on real data say what it costs. Raises
+    TrainableFormMissing.
     """
     del technique  # one kind, no settings
     manifest = source.manifest
@@ -45,14 +46,16 @@ def apply_int8(source: Package, technique: Int8, folder: Path) -> Package:
 def quantize(source: Path, target: Path) -> None:
     """Write the dynamically quantized form of an ONNX file, right on every processor.
 
-    Weights take 7 of their 8 bits. A processor with AVX2 and no VNNI adds two products in 16 bits, which overflow with
-    8-bit weights: the seed's LSTM then differs by 0.026 instead of 0.003. Speed and size are the same (measured).
+    Weights take 7 of their 8 bits. A processor with AVX2 and no VNNI adds two products in 16 bits, which overflow
+    with 8-bit weights: the seed's LSTM then differs by 0.026 instead of 0.003. Each output has a scale of its own:
+    with one for a tensor, vectors of all-MiniLM-L6-v2 keep a cosine of 0.63 to 0.92 to what they were, with these
+    0.987 or more. The LSTM answers as well with either. Speed and size are the same (measured).
     """
     root = logging.getLogger()
     level = root.level
     # onnxruntime advises pre-processing on the root logger; a graph of known shapes gains nothing by it.
     root.setLevel(logging.ERROR)
     try:
-        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, reduce_range=True)
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, reduce_range=True, per_channel=True)
     finally:
         root.setLevel(level)

@@ -41,9 +41,9 @@ def source(tmp_path: Path) -> Package:
     )
 
 
-def logits(package: Package) -> np.ndarray:
+def logits(package: Package, name: str = "tokens") -> np.ndarray:
     engine = open_engine(package, package.manifest.servables[0], threads=1)
-    return Predictor(package, engine).predict({"tokens": TOKENS}).outputs["logits"]
+    return Predictor(package, engine).predict({name: TOKENS}).outputs["logits"]
 
 
 def onnx_initializers(package: Package) -> dict[str, np.ndarray]:
@@ -138,3 +138,42 @@ def test_a_step_that_cannot_be_applied_is_named(
     with pytest.raises(RecipeInvalid) as caught:
         check_recipe(recipe, has_trainable_form=trainable)
     assert [violation.field for violation in caught.value.violations] == wrong
+
+
+@pytest.fixture
+def transformer(tmp_path: Path) -> Package:
+    architecture = load_architecture("bert-text-classifier")
+    sizes = {"vocabulary_size": 40, "hidden_size": 64, "layers": 2, "heads": 4, "inner_size": 128, "positions": 32}
+    config = architecture.parse_config(sizes)
+    torch.manual_seed(3)
+    module = architecture.build(config).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(4)
+    return package_trained_model(
+        tmp_path / "transformer",
+        architecture=architecture,
+        config=config,
+        module=module,
+        tokenizer=build_word_tokenizer([" ".join(f"w{number}" for number in range(38))], vocabulary_size=40),
+        labels=("negative", "positive"),
+    )
+
+
+@pytest.mark.parametrize("technique", [Clip(), FixedPoint(10), Int8()])
+def test_a_transformer_answers_nearly_the_same_after_each_technique(
+    transformer: Package, tmp_path: Path, technique: Technique
+) -> None:
+    made = apply_technique(transformer, technique, tmp_path / "out")
+    before, after = (logits(package, "input_ids") for package in (transformer, made))
+    assert np.abs(after - before).max() < 0.1 * np.abs(before).max()
+    assert made.servable_bytes(made.manifest.servables[0]) <= transformer.servable_bytes(
+        transformer.manifest.servables[0]
+    )
+
+
+def test_int8_has_a_scale_for_each_output_of_a_matrix(transformer: Package, tmp_path: Path) -> None:
+    made = apply_technique(transformer, Int8(), tmp_path / "out")
+    scales = [array.size for name, array in onnx_initializers(made).items() if name.endswith("_scale")]
+    assert 3 * 64 in scales, "the matrix of queries, keys and values has 192 outputs"
