@@ -4,7 +4,9 @@ import hashlib
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -14,11 +16,12 @@ from maas.names import BlobName
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
-CHUNK_BYTES = 512 * 1024
-ATTEMPTS = 5
+CHUNK_BYTES = 2**20
+ATTEMPTS = 8
 """How often a broken transfer is taken up again before its error is raised."""
 
 _STALL_SECONDS = 600.0
+_RANGE_BYTES, _RANGES_AT_ONCE = 16 * 2**20, 2
 _MAY_PASS = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED"})
 
 Progress = Callable[[int], None]
@@ -56,27 +59,22 @@ def upload_blob(channel: grpc.Channel, path: Path, progress: Progress = lambda _
 def download_blob(channel: grpc.Channel, name: BlobName, path: Path, progress: Progress = lambda _: None) -> None:
     """Write a blob's bytes to `path`, which appears only when all are there and have the right SHA-256.
 
-    A broken download goes on where it stopped. Raises MaasError, DataCorruptError when the bytes are not the blob's.
+    A large one comes in ranges, some side by side; a broken one goes on where it stopped. Raises MaasError,
+    DataCorruptError when the bytes are not the blob's.
     """
     registry = RegistryServiceStub(channel)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         digest = hashlib.sha256()
-        with os.fdopen(handle, "wb") as file:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    request = messages.DownloadBlobRequest(name=str(name), offset=file.tell())
-                    for response in registry.DownloadBlob(request, timeout=_STALL_SECONDS):
-                        file.write(response.chunk)
-                        digest.update(response.chunk)
-                        progress(len(response.chunk))
-                    break
-                except grpc.RpcError as error:
-                    _wait_or_raise(error, attempt)
-            file.flush()
+        with os.fdopen(handle, "r+b", buffering=0) as file:
+            for start, end in _fetch(registry, name, file.fileno()):
+                for place in range(start, end, CHUNK_BYTES):
+                    digest.update(os.pread(file.fileno(), min(CHUNK_BYTES, end - place), place))
+                progress(end - start)
             os.fsync(file.fileno())
         if digest.hexdigest() != name.sha256:
+            _let_it_be_checked(registry, name)
             raise DataCorruptError(
                 f"{name} arrived damaged; try again, and report it if it happens twice",
                 code="DATA_LOSS",
@@ -87,6 +85,65 @@ def download_blob(channel: grpc.Channel, name: BlobName, path: Path, progress: P
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
+
+
+def _fetch(registry: RegistryServiceStub, name: BlobName, file: int) -> Iterator[tuple[int, int]]:
+    """Write a blob's bytes to a file, and yield the ranges that are there, in order."""
+    end = _fetch_range(registry, name, file, 0)
+    yield 0, end
+    if end < _RANGE_BYTES:
+        return
+    starts = range(end, _size_bytes(registry, name), _RANGE_BYTES)
+    with ThreadPoolExecutor(_RANGES_AT_ONCE, thread_name_prefix="download") as threads:
+        under_way: deque[Future[int]] = deque()
+        try:
+            for start in starts:
+                under_way.append(threads.submit(_fetch_range, registry, name, file, start))
+                if len(under_way) > _RANGES_AT_ONCE:
+                    yield end, (end := under_way.popleft().result())
+            while under_way:
+                yield end, (end := under_way.popleft().result())
+        finally:
+            for waiting in under_way:
+                waiting.cancel()
+
+
+def _size_bytes(registry: RegistryServiceStub, name: BlobName) -> int:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return registry.GetBlob(messages.GetBlobRequest(name=str(name)), timeout=10).size_bytes
+        except grpc.RpcError as error:
+            _wait_or_raise(error, attempt)
+    raise AssertionError("the last attempt raises")
+
+
+def _fetch_range(registry: RegistryServiceStub, name: BlobName, file: int, start: int) -> int:
+    """Write one range to its place and return where it ends. Goes on where it broke."""
+    place, end = start, start + _RANGE_BYTES
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            request = messages.DownloadBlobRequest(name=str(name), offset=place, length=end - place)
+            for response in registry.DownloadBlob(request, timeout=_STALL_SECONDS):
+                rest = memoryview(response.chunk)
+                while rest:
+                    written = os.pwrite(file, rest, place)
+                    place += written
+                    rest = rest[written:]
+            return place
+        except grpc.RpcError as error:
+            if place == end:
+                return place
+            _wait_or_raise(error, attempt)
+    raise AssertionError("the last attempt raises")
+
+
+def _let_it_be_checked(registry: RegistryServiceStub, name: BlobName) -> None:
+    """Let the registry read all of a blob, so that it finds out if its own bytes are damaged. Raises what it says."""
+    try:
+        for _ in registry.DownloadBlob(messages.DownloadBlobRequest(name=str(name)), timeout=_STALL_SECONDS):
+            pass
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
 
 
 def _received(registry: RegistryServiceStub, name: BlobName) -> int | None:

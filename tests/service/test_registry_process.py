@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from maas.blobs import upload_blob
+from maas.blobs import download_blob, upload_blob
 from maas.names import BlobName
 from maas.registry.v1 import blob_pb2, version_pb2
 from maas.registry.v1 import registry_service_pb2 as messages
@@ -235,6 +235,31 @@ async def test_an_upload_by_the_client_goes_on_after_the_registry_was_killed_and
         assert str(await asyncio.wait_for(uploading, timeout=60)) == NAME
         async with stub_in(tmp_path) as registry:
             assert (await registry.GetBlob(messages.GetBlobRequest(name=NAME), timeout=5)).committed
+
+
+async def test_a_large_blob_comes_in_ranges_also_when_the_registry_is_killed_meanwhile(tmp_path: Path) -> None:
+    content = CONTENT * 3
+    (tmp_path / "content").write_bytes(content)
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def download(name: BlobName) -> None:
+        with grpc.insecure_channel(f"unix:{tmp_path}/r.sock") as channel:
+            download_blob(channel, name, tmp_path / "out", lambda _: loop.call_soon_threadsafe(arrived.set))
+
+    def upload() -> BlobName:
+        with grpc.insecure_channel(f"unix:{tmp_path}/r.sock") as channel:
+            return upload_blob(channel, tmp_path / "content")
+
+    with process_in(tmp_path) as process:
+        async with stub_in(tmp_path):
+            name = await asyncio.to_thread(upload)
+            downloading = asyncio.create_task(asyncio.to_thread(download, name))
+            await asyncio.wait_for(arrived.wait(), timeout=30)
+        process.send_signal(signal.SIGKILL)
+    with process_in(tmp_path):
+        await asyncio.wait_for(downloading, timeout=60)
+    assert (tmp_path / "out").read_bytes() == content
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence_and_its_own_exit_status(tmp_path: Path) -> None:

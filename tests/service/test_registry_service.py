@@ -428,3 +428,11 @@ async def test_a_name_however_long_is_answered_with_status_and_reason(
     request = messages.CreateModelRequest(model_id=name, model=model_pb2.Model(tags={name: name}))
     error = await error_of(registry.CreateModel(request, timeout=5))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "REQUEST_INVALID")
+
+
+async def test_a_download_may_be_of_a_range(address: str, registry: "RegistryServiceAsyncStub") -> None:
+    name = await put(address, CONTENT)
+    for offset, length in ((0, 1), (5, 2**20 + 7), (len(CONTENT) - 3, 100)):
+        request = messages.DownloadBlobRequest(name=name, offset=offset, length=length)
+        received = b"".join([response.chunk async for response in registry.DownloadBlob(request, timeout=10)])
+        assert received == CONTENT[offset : offset + length]

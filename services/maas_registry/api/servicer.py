@@ -376,7 +376,9 @@ class RegistryServicer(RegistryServiceServicer):
     async def DownloadBlob(
         self, request: messages.DownloadBlobRequest, context: Context
     ) -> AsyncIterator[messages.DownloadBlobResponse]:
-        async with aclosing(self._blobs.download(BlobName.parse(request.name), request.offset)) as chunks:
+        async with aclosing(
+            self._blobs.download(BlobName.parse(request.name), request.offset, request.length or None)
+        ) as chunks:
             async for chunk in chunks:
                 self._metrics.downloaded.inc(len(chunk))
                 yield messages.DownloadBlobResponse(chunk=chunk)

@@ -541,7 +541,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadBlob(self, request, context):
-        """Sends a committed blob from an offset on, in chunks of at most 1 MiB.
+        """Sends a committed blob, or a range of it, in chunks of at most 1 MiB.
 
         NOT_FOUND: there is no such committed blob. INVALID_ARGUMENT: the offset is past the end.
         DATA_LOSS: the stored bytes are damaged.

@@ -227,7 +227,7 @@ class RegistryServiceStub:
     RESOURCE_EXHAUSTED: the disk is full, or the blob is larger than the server takes.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.DownloadBlobRequest, _registry_service_pb2.DownloadBlobResponse]
-    """Sends a committed blob from an offset on, in chunks of at most 1 MiB.
+    """Sends a committed blob, or a range of it, in chunks of at most 1 MiB.
 
     NOT_FOUND: there is no such committed blob. INVALID_ARGUMENT: the offset is past the end.
     DATA_LOSS: the stored bytes are damaged.
@@ -426,7 +426,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     RESOURCE_EXHAUSTED: the disk is full, or the blob is larger than the server takes.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_registry_service_pb2.DownloadBlobRequest, _registry_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
-    """Sends a committed blob from an offset on, in chunks of at most 1 MiB.
+    """Sends a committed blob, or a range of it, in chunks of at most 1 MiB.
 
     NOT_FOUND: there is no such committed blob. INVALID_ARGUMENT: the offset is past the end.
     DATA_LOSS: the stored bytes are damaged.
@@ -820,7 +820,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.DownloadBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.DownloadBlobResponse], _abc.AsyncIterator[_registry_service_pb2.DownloadBlobResponse]]:
-        """Sends a committed blob from an offset on, in chunks of at most 1 MiB.
+        """Sends a committed blob, or a range of it, in chunks of at most 1 MiB.
 
         NOT_FOUND: there is no such committed blob. INVALID_ARGUMENT: the offset is past the end.
         DATA_LOSS: the stored bytes are damaged.
