@@ -4,10 +4,11 @@
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
-_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -29,6 +30,16 @@ def check_id(text: str) -> str:
 _KINDS = {"*": (_ID, "{id}"), "#": (_NUMBER, "{number}"), "%": (_SHA256, "{sha256}")}
 
 
+@cache
+def _form(pattern: str) -> tuple[re.Pattern[str], tuple[str, ...], str]:
+    """What a pattern matches, the kinds of its variable segments, and how it is written. Names are many: made once."""
+    segments = pattern.split("/")
+    kinds = tuple(segment for segment in segments if segment in _KINDS)
+    matching = (f"({_KINDS[segment][0].pattern})" if segment in _KINDS else segment for segment in segments)
+    written = "/".join("{}" if segment in _KINDS else segment for segment in segments)
+    return re.compile("/".join(matching)), kinds, written
+
+
 class _Name:
     """A name is its pattern, whose variable segments (`*` an id, `#` a number, `%` a SHA-256) are the fields."""
 
@@ -38,22 +49,19 @@ class _Name:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises NameInvalid."""
-        wanted, given = cls.PATTERN.split("/"), text.split("/")
-        if len(wanted) != len(given) or not all(
-            _KINDS[want][0].fullmatch(have) if want in _KINDS else want == have
-            for want, have in zip(wanted, given, strict=True)
-        ):
-            shape = "/".join(_KINDS[want][1] if want in _KINDS else want for want in wanted)
+        form, kinds, _ = _form(cls.PATTERN)
+        found = form.fullmatch(text)
+        if found is None:
+            shape = "/".join(_KINDS[want][1] if want in _KINDS else want for want in cls.PATTERN.split("/"))
             raise NameInvalid(f"{text!r} is not a name of the form {shape}")
         make: Any = cls
-        name: Self = make(
-            *(int(have) if want == "#" else have for want, have in zip(wanted, given, strict=True) if want in _KINDS)
-        )
+        values = zip(kinds, found.groups(), strict=True)
+        name: Self = make(*(int(value) if kind == "#" else value for kind, value in values))
         return name
 
     def __str__(self) -> str:
-        values = iter([getattr(self, field.name) for field in fields(self)])  # type: ignore[arg-type]
-        return "/".join(str(next(values)) if segment in _KINDS else segment for segment in self.PATTERN.split("/"))
+        fields: tuple[str, ...] = self.__slots__
+        return _form(self.PATTERN)[2].format(*(getattr(self, field) for field in fields))
 
 
 @dataclass(frozen=True, slots=True, order=True)

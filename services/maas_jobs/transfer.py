@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 
+from maas.actor import ACTOR_HEADER
 from maas.blobs import download_blob, sha256_of, upload_blob
 from maas.errors import AlreadyExistsError, from_rpc_error
 from maas.names import BlobName, ModelName
@@ -92,9 +93,12 @@ def upload_folder(channel: grpc.Channel, folder: Path, report: Reporter, phase: 
 def create_version(
     channel: grpc.Channel, model: ModelName, version: version_pb2.Version, request_id: str
 ) -> version_pb2.Version:
-    """Store a version; the same `request_id` gives the same version again."""
+    """Store a version, as made by its job; the same `request_id` gives the same version again."""
     request = messages.CreateVersionRequest(parent=str(model), version=version, request_id=request_id)
-    return RegistryServiceStub(channel).CreateVersion(request, timeout=CALL_SECONDS, wait_for_ready=True)
+    actor = ((ACTOR_HEADER, version.source_job),)
+    return RegistryServiceStub(channel).CreateVersion(
+        request, timeout=CALL_SECONDS, wait_for_ready=True, metadata=actor
+    )
 
 
 def create_model_if_missing(channel: grpc.Channel, model: ModelName) -> None:

@@ -17,8 +17,8 @@ from maas_registry.domain.models import Model
 from maas_registry.domain.versions import Version
 from maas_runtime.failures import NotAllowedNow
 
-_BATCH = 500
-_MAX_SCANNED = 5_000
+_BATCH = 250
+_MAX_SCANNED = 1_000
 MAX_ORDERED = 10_000
 
 MODEL_FIELDS: Fields = {

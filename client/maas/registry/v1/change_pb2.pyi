@@ -58,8 +58,8 @@ Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """One entry of the registry's log: who changed what, when and why. The log is kept for ever; entries are in the order in
-    which the changes took effect, and their times never go back.
+    """One entry of the registry's log: who changed what, when and why. The log is kept for ever; entries are in the order
+    in which the changes took effect, and their times never go back.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

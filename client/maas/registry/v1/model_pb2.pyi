@@ -87,7 +87,9 @@ class Model(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. From when on what its versions are made of may be removed from the disk, for good; set when it is deleted."""
+        """Output only. From when on what its versions are made of may be removed from the disk, for good; set when it is
+        deleted.
+        """
 
     def __init__(
         self,

@@ -106,7 +106,9 @@ class ListModelsRequest(_message.Message):
     `update_time`. At most 2,000 characters. Default: all.
     """
     order_by: _builtins.str
-    """Optional. The order: `name`, `create_time`, `update_time` or `version_count`; ` desc` behind it turns it round. Default: `name`."""
+    """Optional. The order: `name`, `create_time`, `update_time` or `version_count`; ` desc` behind it turns it round.
+    Default: `name`.
+    """
     show_deleted: _builtins.bool
     """Optional. Also those that are deleted. Default: no."""
     @_builtins.property
@@ -247,10 +249,13 @@ class ListVersionsRequest(_message.Message):
     filter: _builtins.str
     """Optional. Which ones; fields: `number`, `state` (pending, ready, archived), `description`, `tags.KEY`,
     `parent_version`, `source_job`, `dataset_version`, `code_revision`, `recipe`, `task`, `architecture`, `size_bytes`,
-    `held_by`, `create_time`, `update_time`, `metrics.NAME` (the newest evaluation of that metric). At most 2,000 characters. Default: all.
+    `held_by`, `create_time`, `update_time`, `metrics.NAME` (the newest evaluation of that metric). At most 2,000
+    characters. Default: all.
     """
     order_by: _builtins.str
-    """Optional. The order: `number`, `create_time`, `update_time`, `size_bytes` or `metrics.NAME` (those without it come last); ` desc` behind it turns it round. Default: `number desc`."""
+    """Optional. The order: `number`, `create_time`, `update_time`, `size_bytes` or `metrics.NAME` (those without it come
+    last); ` desc` behind it turns it round. Default: `number desc`.
+    """
     show_deleted: _builtins.bool
     """Optional. Also those that are deleted. Default: no."""
     @_builtins.property
@@ -829,8 +834,8 @@ class ListChangesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     READ_TIME_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """Optional. Of what: `models/{model}`, with all that is in it, or the name of a version or alias; likewise of datasets.
-    Default: of everything.
+    """Optional. Of what: `models/{model}`, with all that is in it, or the name of a version or alias; likewise of
+    datasets. Default: of everything.
     """
     page_size: _builtins.int
     """Optional. At most this many, 0 to 1000. Default (0): 100."""
@@ -895,8 +900,8 @@ class WatchRegistryRequest(_message.Message):
     resume_token: _builtins.str
     """Optional. The last token that was received. Default: begin with what happens from now on."""
     resource: _builtins.str
-    """Optional. Of what: `models/{model}`, with all that is in it, or the name of a version or alias; likewise of datasets.
-    Default: of everything.
+    """Optional. Of what: `models/{model}`, with all that is in it, or the name of a version or alias; likewise of
+    datasets. Default: of everything.
     """
     def __init__(
         self,

@@ -35,13 +35,14 @@ class RegistryServiceStub:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
 
-    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
-    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata
+    `maas-actor` says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at
+    that time.
 
     A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
-    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
-    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
-    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= >
+    >=; with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not
+    have satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
     INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
@@ -222,13 +223,14 @@ class RegistryServiceServicer:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
 
-    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
-    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata
+    `maas-actor` says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at
+    that time.
 
     A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
-    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
-    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
-    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= >
+    >=; with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not
+    have satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
     INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
@@ -300,8 +302,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
-        deleted: it has a delete_time then.
+        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that
+        was deleted: it has a delete_time then.
 
         NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
         """
@@ -325,8 +327,8 @@ class RegistryServiceServicer:
 
         NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
         ABORTED: the etag is not the present one.
-        FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
-        is deployed would be archived.
+        FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version
+        that is deployed would be archived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -351,8 +353,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
-        record stays, and its number is never given to another.
+        """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed.
+        Its record stays, and its number is never given to another.
 
         NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
         FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
@@ -401,9 +403,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRegistry(self, request, context):
-        """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
-        also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
-        away sends the last token and misses nothing: the log is kept for ever.
+        """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at
+        once, also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher
+        that was away sends the last token and misses nothing: the log is kept for ever.
 
         INVALID_ARGUMENT: the resume token is not from this registry.
         """
@@ -412,11 +414,11 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
-        to, do not overwrite each other.
+        """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it
+        point to, do not overwrite each other.
 
-        NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
-        has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
+        NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the
+        model has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -730,13 +732,14 @@ class RegistryService:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
 
-    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
-    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata
+    `maas-actor` says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at
+    that time.
 
     A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
-    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
-    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
-    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= >
+    >=; with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not
+    have satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
     INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 

@@ -36,13 +36,14 @@ class RegistryServiceStub:
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
 
-    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
-    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata
+    `maas-actor` says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at
+    that time.
 
     A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
-    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
-    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
-    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= >
+    >=; with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not
+    have satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
     INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
@@ -90,8 +91,8 @@ class RegistryServiceStub:
     INVALID_ARGUMENT: the package is damaged, not complete, or holds something that would run code when loaded.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _version_pb2.Version]
-    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
-    deleted: it has a delete_time then.
+    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that
+    was deleted: it has a delete_time then.
 
     NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
     """
@@ -107,8 +108,8 @@ class RegistryServiceStub:
 
     NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
     ABORTED: the etag is not the present one.
-    FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
-    is deployed would be archived.
+    FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version
+    that is deployed would be archived.
     """
     AddEvaluation: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.AddEvaluationRequest, _version_pb2.Version]
     """Adds an evaluation. One of the same metric, dataset version and split is replaced; the log keeps both.
@@ -121,8 +122,8 @@ class RegistryServiceStub:
     NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 measurements.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _empty_pb2.Empty]
-    """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
-    record stays, and its number is never given to another.
+    """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed.
+    Its record stays, and its number is never given to another.
 
     NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
     FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
@@ -151,18 +152,18 @@ class RegistryServiceStub:
     INVALID_ARGUMENT: the page token is not from this query, or the read time is in the future.
     """
     WatchRegistry: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchRegistryRequest, _registry_service_pb2.WatchRegistryResponse]
-    """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
-    also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
-    away sends the last token and misses nothing: the log is kept for ever.
+    """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at
+    once, also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher
+    that was away sends the last token and misses nothing: the log is kept for ever.
 
     INVALID_ARGUMENT: the resume token is not from this registry.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _model_pb2.Alias]
-    """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
-    to, do not overwrite each other.
+    """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it
+    point to, do not overwrite each other.
 
-    NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
-    has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
+    NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the
+    model has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
     """
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]
     """Lists the aliases of a model, ordered by name; a model has at most 100.
@@ -238,13 +239,14 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
 
-    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
-    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata
+    `maas-actor` says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at
+    that time.
 
     A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
-    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
-    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
-    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= >
+    >=; with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not
+    have satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
     INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
@@ -289,8 +291,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     INVALID_ARGUMENT: the package is damaged, not complete, or holds something that would run code when loaded.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
-    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
-    deleted: it has a delete_time then.
+    """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that
+    was deleted: it has a delete_time then.
 
     NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
     """
@@ -306,8 +308,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
     ABORTED: the etag is not the present one.
-    FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
-    is deployed would be archived.
+    FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version
+    that is deployed would be archived.
     """
     AddEvaluation: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.AddEvaluationRequest, _version_pb2.Version]  # type: ignore[assignment]
     """Adds an evaluation. One of the same metric, dataset version and split is replaced; the log keeps both.
@@ -320,8 +322,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     NOT_FOUND: there is no such version. FAILED_PRECONDITION: it or its model is deleted, or it has 100 measurements.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
-    record stays, and its number is never given to another.
+    """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed.
+    Its record stays, and its number is never given to another.
 
     NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
     FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
@@ -350,18 +352,18 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     INVALID_ARGUMENT: the page token is not from this query, or the read time is in the future.
     """
     WatchRegistry: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchRegistryRequest, _registry_service_pb2.WatchRegistryResponse]  # type: ignore[assignment]
-    """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
-    also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
-    away sends the last token and misses nothing: the log is kept for ever.
+    """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at
+    once, also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher
+    that was away sends the last token and misses nothing: the log is kept for ever.
 
     INVALID_ARGUMENT: the resume token is not from this registry.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _model_pb2.Alias]  # type: ignore[assignment]
-    """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
-    to, do not overwrite each other.
+    """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it
+    point to, do not overwrite each other.
 
-    NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
-    has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
+    NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the
+    model has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
     """
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """Lists the aliases of a model, ordered by name; a model has at most 100.
@@ -436,13 +438,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The record of models, versions, aliases and datasets, and of the bytes they are made of. What it has acknowledged
     is on disk. An id is 1 to 63 of `a-z`, `0-9` and `-`, and begins and ends with a letter or digit.
 
-    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata `maas-actor`
-    says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at that time.
+    Every change is an entry of one log that is kept for ever, with who asked for it: what the call's metadata
+    `maas-actor` says, at most 255 printable ASCII characters. Whatever takes a `read_time` answers as it would have at
+    that time.
 
     A filter is comparisons joined by AND or OR (with parentheses where both are used) and NOT: `state = ready AND
-    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= > >=;
-    with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not have
-    satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
+    tags.team = "nlp" AND create_time > "2026-01-01T00:00:00Z"`. A comparison is FIELD OPERATOR VALUE, with = != < <= >
+    >=; with `:`, a text contains the value, and `tags:KEY` is true where there is such a tag. What a resource does not
+    have satisfies no comparison. At most 2,000 characters and 50 comparisons. A filter that cannot be understood is
     INVALID_ARGUMENT and says where. A page of a filtered list may be short, or empty, and still not be the last.
     """
 
@@ -533,8 +536,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
-        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that was
-        deleted: it has a delete_time then.
+        """Takes a version's name or an alias's name (`models/{model}/aliases/{alias}`) and returns the version, also one that
+        was deleted: it has a delete_time then.
 
         NOT_FOUND: there is no such model, version or alias. INVALID_ARGUMENT: the read time is in the future.
         """
@@ -562,8 +565,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND: there is no such version. INVALID_ARGUMENT: an unknown path in the mask.
         ABORTED: the etag is not the present one.
-        FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version that
-        is deployed would be archived.
+        FAILED_PRECONDITION: the version or its model is deleted, the state cannot follow the present one, or a version
+        that is deployed would be archived.
         """
 
     @_abc_1.abstractmethod
@@ -594,8 +597,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.DeleteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed. Its
-        record stays, and its number is never given to another.
+        """Deletes a version. For 30 days it can be brought back with UndeleteVersion; after that its files may be removed.
+        Its record stays, and its number is never given to another.
 
         NOT_FOUND: there is no such version, or it is deleted already. ABORTED: the etag is not the present one.
         FAILED_PRECONDITION: it is the parent of a version, has an alias, or is deployed; the message says by what.
@@ -654,9 +657,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.WatchRegistryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchRegistryResponse], _abc.AsyncIterator[_registry_service_pb2.WatchRegistryResponse]]:
-        """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at once,
-        also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher that was
-        away sends the last token and misses nothing: the log is kept for ever.
+        """Sends each change, in the order of the log, from a resume token on or from now on. The first message is sent at
+        once, also when it holds no change; later one without changes is sent when nothing happened for 10 s. A watcher
+        that was away sends the last token and misses nothing: the log is kept for ever.
 
         INVALID_ARGUMENT: the resume token is not from this registry.
         """
@@ -667,11 +670,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Alias, _abc.Awaitable[_model_pb2.Alias]]:
-        """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it point
-        to, do not overwrite each other.
+        """Points an alias to a version; makes it if there is none. Two who send an etag, or the version that they saw it
+        point to, do not overwrite each other.
 
-        NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the model
-        has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
+        NOT_FOUND: there is no such model or version. FAILED_PRECONDITION: the version or its model is deleted, or the
+        model has 100 aliases. ABORTED: the alias is not as the etag or expected_version says.
         """
 
     @_abc_1.abstractmethod

@@ -113,7 +113,9 @@ class Version(_message.Message):
     state: Global___VersionState.ValueType
     """Optional. Where it is in its life. Create takes PENDING or READY. Default: READY."""
     code_revision: _builtins.str
-    """Optional. Immutable. The code that made it: a commit, or what else names it; at most 255 characters. Default: empty."""
+    """Optional. Immutable. The code that made it: a commit, or what else names it; at most 255 characters. Default:
+    empty.
+    """
     etag: _builtins.str
     """Optional. Changes with each change of this version. In an update: the one that was read; another is ABORTED.
     Default: whatever the present one is.
@@ -160,7 +162,9 @@ class Version(_message.Message):
 
     @_builtins.property
     def held_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. Who serves it: `deployments/{deployment}`. As long as there is one, it can be neither deleted nor archived."""
+        """Output only. Who serves it: `deployments/{deployment}`. As long as there is one, it can be neither deleted nor
+        archived.
+        """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
