@@ -221,7 +221,7 @@ class BucketUpload:
         further commit tries again.
         """
         await self._part.complete()
-        await self._bucket.put(self._name, self._part.path)
+        await self._bucket.put(self._name, self._part.path, self._part.received_bytes)
         async with self._cache.room(self._part.received_bytes) as there_is_room:
             if there_is_room:
                 await self._cache.admit(self._name, self._part.path, self._part.received_bytes)

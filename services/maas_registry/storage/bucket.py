@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What is under way at once is memory.
-_UP_BYTES, _UP_AT_ONCE = 8 * 2**20, 3
-_DOWN_BYTES, _DOWN_AT_ONCE = 4 * 2**20, 4
+_UP_BYTES, _UP_AT_ONCE = 5 * 2**20, 2
+_DOWN_BYTES, _DOWN_AT_ONCE = 4 * 2**20, 2
+# S3 takes 10,000.
+_MOST_PARTS = 9_000
 
 _CLIENT: "ClientConfig" = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
 _RETRIES: "RetryConfig" = {
@@ -87,10 +89,11 @@ class Bucket:
                     raise piece
                 yield piece
 
-    async def put(self, name: BlobName, path: Path) -> None:
+    async def put(self, name: BlobName, path: Path, size_bytes: int) -> None:
         """Store a file's bytes as the blob's object, and forget that an earlier one was damaged."""
         with self._translated_errors():
-            await self._objects.put_async(_key(name), path, chunk_size=_UP_BYTES, max_concurrency=_UP_AT_ONCE)
+            part_bytes = max(_UP_BYTES, size_bytes // _MOST_PARTS)
+            await self._objects.put_async(_key(name), path, chunk_size=part_bytes, max_concurrency=_UP_AT_ONCE)
         await self._delete(_damaged_key(name))
 
     async def list(self) -> AsyncGenerator[tuple[BlobName, int], None]:
