@@ -1,6 +1,6 @@
 """Upload and download of one large artifact by the client library, beside `sha256sum` of the same file."""
 
-import resource
+import os
 import subprocess
 import tempfile
 import time
@@ -129,7 +129,7 @@ def _in_a_process(work: Callable[..., None], *arguments: object) -> tuple[float,
 
 def _timed(work: Callable[..., None], arguments: tuple[object, ...]) -> tuple[float, float]:
     seconds = _seconds_of(lambda: work(*arguments))
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return seconds, peak_mb(os.getpid())  # not ru_maxrss: that begins with its parent's
 
 
 def _seconds_of(work: Callable[[], object]) -> float:
