@@ -114,7 +114,9 @@ class SqlModelStore:
             return [_version(row) for row in await self._database.rows(query)]
 
         async def read(connection: AsyncConnection) -> list[Version]:
-            rows = (await connection.execute(query.where(_versions.c.create_time <= at))).all()
+            # By number and not by time, which would sort all versions of the model for a page of them.
+            there = key <= await _count_at(connection, model.model_id, at)
+            rows = (await connection.execute(query.where(there))).all()
             states = await states_at(connection, map(_name_of, rows), await sequence_at(connection, at))
             return [_version_then(row, states[_name_of(row)]) for row in rows]
 
@@ -362,10 +364,7 @@ async def _model_then(
     connection: AsyncConnection, row: Row[Any], entry: Row[Any], at: datetime, sequence: int
 ) -> Model:
     """A model as it was: how many versions it had then, and the newest of them that could be deployed."""
-    of_model = _versions.c.model_id == row.model_id
-    newest = select(_versions.c.number).where(of_model, _versions.c.create_time <= at)
-    newest = newest.order_by(_versions.c.create_time.desc(), _versions.c.number.desc()).limit(1)
-    count: int = (await connection.execute(newest)).scalar() or 0
+    count = await _count_at(connection, row.model_id, at)
     latest = None
     for high in range(count, 0, -_LOOK_BACK):
         numbers = range(high, max(0, high - _LOOK_BACK), -1)
@@ -384,6 +383,14 @@ async def _model_then(
         count,
         latest,
     )
+
+
+async def _count_at(connection: AsyncConnection, model_id: str, at: datetime) -> int:
+    """How many versions a model had, which is the number of its last: numbers and times rise together."""
+    newest = select(_versions.c.number).where(_versions.c.model_id == model_id, _versions.c.create_time <= at)
+    newest = newest.order_by(_versions.c.create_time.desc(), _versions.c.number.desc()).limit(1)
+    count: int = (await connection.execute(newest)).scalar() or 0
+    return count
 
 
 def _with_latest() -> Select[Any]:
