@@ -21,7 +21,7 @@ demo: setup ## The whole loop on real reviews: train, compress three ways, deplo
 	@$(BIN)/python -m maas.demo
 
 test: setup ## Unit, contract and service tests
-	@started=$$(date +%s); $(BIN)/pytest tests/unit tests/contract tests/service; status=$$?; \
+	@started=$$(date +%s); $(BIN)/pytest -n auto --dist loadfile tests/unit tests/contract tests/service; status=$$?; \
 	echo "make test: $(SECONDS_SINCE) s"; exit $$status
 
 test-cluster: setup ## Whole clusters of real processes: kill each one, call through the gateway

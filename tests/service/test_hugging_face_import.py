@@ -204,9 +204,11 @@ def test_the_command_tells_the_kind_and_stores_the_version(tmp_path: Path) -> No
         assert done.exit_code == 0, done.output
         document = json.loads(done.stdout)
         assert (document["version"], document["kind"]) == ("models/mine/versions/1", "hugging-face")
-        forced = CliRunner().invoke(app, [*command, "--kind", "package"], env=environment)
+        forced = CliRunner().invoke(app, [*command[:4], "--kind", "package"], env=environment)
         assert forced.exit_code == 1
         assert "manifest.json" in forced.stderr
+        unused = CliRunner().invoke(app, [*command, "--kind", "package"], env=environment)
+        assert "leave the options out" in unused.stderr
         tokenizer = ["--tokenizer", str(DATA / "bert-classifier" / "tokenizer.json")]
         surplus = CliRunner().invoke(app, [*command, *tokenizer], env=environment)
         assert "leave --tokenizer out" in surplus.stderr
