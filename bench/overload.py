@@ -1,7 +1,7 @@
 """Three times what the server can do, each request with a deadline: what is answered in time, and the memory.
 
 Capacity is the most goodput that the same generator gets by offering step by step more. Through the gateway: the seed's
-LSTM, of which refusing a request costs a fifth of answering it, and MiniLM, of which it costs next to nothing.
+LSTM, of which refusing a request costs a tenth of answering it, and MiniLM, of which it costs next to nothing.
 """
 
 import argparse
