@@ -63,6 +63,7 @@ def process_in(folder: Path, database_url: str = "") -> Iterator["subprocess.Pop
 @asynccontextmanager
 async def stub_in(folder: Path) -> AsyncIterator["RegistryServiceAsyncStub"]:
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+    options.append(("grpc.use_local_subchannel_pool", 1))  # not the connection of a process that was killed
     async with grpc.aio.insecure_channel(f"unix:{folder}/r.sock", options=options) as channel:
         stub = RegistryServiceStub(channel)
         await stub.ListModels(messages.ListModelsRequest(), timeout=30, wait_for_ready=True)
