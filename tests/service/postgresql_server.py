@@ -1,5 +1,6 @@
 """A real PostgreSQL server of this test run, on a socket in a folder that goes with it."""
 
+import atexit
 import itertools
 import subprocess
 import tempfile
@@ -46,6 +47,7 @@ class PostgresqlServer:
 
     def close(self) -> None:
         self._server.cleanup()
+        atexit.unregister(self._server._cleanup)  # which would make its folder again, for its lock
 
 
 @contextmanager
