@@ -3,7 +3,6 @@
 Nothing of the folder but these files is read, and no code of it or for it: the network is this project's own.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maas_engine.publish import Log, publish_servables
+from maas_formats.json_files import read_json
 from maas_formats.kinds import refuse_harm
 from maas_package.architectures import load_architecture
 from maas_package.manifest import TENSORS, TEXT_CLASSIFICATION, JsonObject, check_path
@@ -420,13 +420,4 @@ def _labels(config: JsonObject, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _json(source: Path, name: str, expected: type[Any] = dict) -> Any:
-    location = source / name
-    try:
-        if location.stat().st_size > _MOST_JSON_BYTES:
-            raise HuggingFaceFolderInvalid(f"{name} is larger than {_MOST_JSON_BYTES} bytes")
-        value = json.loads(location.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise HuggingFaceFolderInvalid(f"{name} cannot be read: {error}") from error
-    if not isinstance(value, expected):
-        raise HuggingFaceFolderInvalid(f"{name} is no JSON {'object' if expected is dict else 'list'}")
-    return value
+    return read_json(source, name, expected, _MOST_JSON_BYTES, HuggingFaceFolderInvalid)

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import re
 import shutil
 import tarfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from maas_engine.publish import Log
+from maas_formats.json_files import read_json
 from maas_formats.oci_layout import (
     BLOBS_PATH,
     INDEX_NAME,
@@ -212,15 +212,7 @@ def _check_blob(layout: Path, digest: str, size_bytes: int) -> None:
 
 
 def _read_json(layout: Path, name: str) -> JsonObject:
-    location = layout / name
-    try:
-        if location.stat().st_size > _MOST_JSON_BYTES:
-            raise OciLayoutInvalid(f"{name} is larger than {_MOST_JSON_BYTES} bytes")
-        value = json.loads(location.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise OciLayoutInvalid(f"{name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise OciLayoutInvalid(f"{name} is no JSON object")
+    value: JsonObject = read_json(layout, name, dict, _MOST_JSON_BYTES, OciLayoutInvalid)
     return value
 
 
