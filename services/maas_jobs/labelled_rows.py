@@ -1,10 +1,10 @@
-"""Reads the Parquet files of a dataset: texts and their labels, a part at a time.
+"""Reads the Parquet files of a dataset: texts and, where there are, their labels, a part at a time.
 
 A split may be larger than memory: what is held is one part, PART_ROWS rows or PART_BYTES of text.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,32 +59,61 @@ class LabelledRows:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledSplit:
-    """One split, every row of which was looked at once; its rows are read whenever they are asked for."""
+class TextSplit:
+    """One split, every text of which was looked at once; they are read whenever they are asked for."""
 
     path: Path
     row_count: int
-    label_counts: Mapping[int, int]
-    metadata: Mapping[bytes, bytes]
-    """The file's own, with the names of the labels if it has them."""
 
     def __len__(self) -> int:
         return self.row_count
 
-    def parts(self) -> Iterator[LabelledRows]:
-        """Yield all rows, in the file's order."""
+    def text_parts(self) -> Iterator[tuple[str, ...]]:
+        """Yield all texts, in the file's order, a part at a time."""
         with _opened(self.path) as file:
-            for texts, labels in _parts(file):
-                yield LabelledRows(tuple(texts.to_pylist()), tuple(labels.to_pylist()))
+            for (texts,) in _parts(file, [TEXT_COLUMN]):
+                yield tuple(texts.to_pylist())
 
     def texts(self) -> Iterator[str]:
         """Yield all texts, in the file's order."""
-        for part in self.parts():
-            yield from part.texts
+        for part in self.text_parts():
+            yield from part
 
     def first_texts(self) -> tuple[str, ...]:
         """Return the texts of the first part, to measure with."""
-        return next(self.parts()).texts
+        return next(self.text_parts())
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSplit(TextSplit):
+    """One split whose texts have labels, every row of which was looked at once."""
+
+    label_counts: Mapping[int, int]
+    metadata: Mapping[bytes, bytes]
+    """The file's own, with the names of the labels if it has them."""
+
+    def parts(self) -> Iterator[LabelledRows]:
+        """Yield all rows, in the file's order."""
+        with _opened(self.path) as file:
+            for texts, labels in _parts(file, [TEXT_COLUMN, LABEL_COLUMN]):
+                yield LabelledRows(tuple(texts.to_pylist()), tuple(labels.to_pylist()))
+
+
+def open_text_split(path: Path) -> TextSplit:
+    """Look at every text of a split, whose labels are not needed.
+
+    Raises DatasetUnreadable, DatasetColumnMissing, DatasetEmpty or TextsInvalid.
+    """
+    name, rows = path.stem, 0
+    with _opened(path) as file:
+        check_columns(f"the split {name}", file.schema_arrow.names, [TEXT_COLUMN])
+        _check_text_type(file, name)
+        for (texts,) in _parts(file, [TEXT_COLUMN]):
+            _check_texts(texts, name, rows)
+            rows += len(texts)
+    if not rows:
+        raise DatasetEmpty(f"the split {name} has no rows")
+    return TextSplit(path, rows)
 
 
 def open_labelled_split(path: Path) -> LabelledSplit:
@@ -97,12 +126,11 @@ def open_labelled_split(path: Path) -> LabelledSplit:
     with _opened(path) as file:
         check_columns(f"the split {name}", file.schema_arrow.names)
         schema = file.schema_arrow
-        text, label = schema.field(TEXT_COLUMN).type, schema.field(LABEL_COLUMN).type
-        if not pyarrow.types.is_string(text) and not pyarrow.types.is_large_string(text):
-            raise TextsInvalid(f"the column text of the split {name} is {text} instead of string")
+        _check_text_type(file, name)
+        label = schema.field(LABEL_COLUMN).type
         if not pyarrow.types.is_integer(label):
             raise LabelsInvalid(f"the column label of the split {name} is {label} instead of whole numbers")
-        for texts, labels in _parts(file):
+        for texts, labels in _parts(file, [TEXT_COLUMN, LABEL_COLUMN]):
             _check_texts(texts, name, rows)
             _check_labels(labels, name, rows)
             counted = labels.value_counts()
@@ -145,24 +173,27 @@ def _opened(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         raise DatasetUnreadable(f"the split {path.stem} is not a Parquet file that can be read: {error}") from error
 
 
-def _parts(file: pyarrow.parquet.ParquetFile) -> Iterator[tuple[pyarrow.Array, pyarrow.Array]]:
-    """Yield texts and labels of at most PART_ROWS rows, fewer where they have more than PART_BYTES."""
+def _parts(file: pyarrow.parquet.ParquetFile, columns: Sequence[str]) -> Iterator[list[pyarrow.Array]]:
+    """Yield the columns of at most PART_ROWS rows, fewer where they have more than PART_BYTES."""
     waiting: list[pyarrow.RecordBatch] = []
-    for batch in file.iter_batches(_READ_ROWS, columns=[TEXT_COLUMN, LABEL_COLUMN]):
+    for batch in file.iter_batches(_READ_ROWS, columns=list(columns)):
         waiting.append(batch)
         rows, size_bytes = sum(map(len, waiting)), sum(one.nbytes for one in waiting)
         if rows + _READ_ROWS > PART_ROWS or size_bytes >= PART_BYTES:
-            yield _columns(waiting)
+            yield _joined(waiting, columns)
             waiting = []
     if waiting:
-        yield _columns(waiting)
+        yield _joined(waiting, columns)
 
 
-def _columns(batches: list[pyarrow.RecordBatch]) -> tuple[pyarrow.Array, pyarrow.Array]:
-    texts, labels = (
-        pyarrow.concat_arrays([batch.column(name) for batch in batches]) for name in (TEXT_COLUMN, LABEL_COLUMN)
-    )
-    return texts, labels
+def _joined(batches: list[pyarrow.RecordBatch], columns: Sequence[str]) -> list[pyarrow.Array]:
+    return [pyarrow.concat_arrays([batch.column(name) for batch in batches]) for name in columns]
+
+
+def _check_text_type(file: pyarrow.parquet.ParquetFile, name: str) -> None:
+    text = file.schema_arrow.field(TEXT_COLUMN).type
+    if not pyarrow.types.is_string(text) and not pyarrow.types.is_large_string(text):
+        raise TextsInvalid(f"the column text of the split {name} is {text} instead of string")
 
 
 def _check_texts(texts: pyarrow.Array, name: str, before: int) -> None:

@@ -13,7 +13,7 @@ from maas.names import BlobName, ModelName
 from maas.registry.v1 import blob_pb2, version_pb2
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from maas_jobs.dataset import check_splits
+from maas_jobs.dataset import LABELLED, check_splits
 from maas_jobs.step import Reporter
 
 CALL_SECONDS = 30.0
@@ -56,13 +56,23 @@ def split_path(folder: Path, split: str) -> Path:
 
 
 def download_splits(
-    channel: grpc.Channel, dataset_version: str, splits: Sequence[str], folder: Path, report: Reporter
-) -> None:
-    """Fetch splits of a dataset that have texts and labels. Raises DatasetSplitMissing or DatasetColumnMissing."""
+    channel: grpc.Channel,
+    dataset_version: str,
+    splits: Sequence[str],
+    folder: Path,
+    report: Reporter,
+    *,
+    optional: Sequence[str] = (),
+    columns: Sequence[str] = LABELLED,
+) -> tuple[str, ...]:
+    """Fetch splits of a dataset that have these columns, and the optional ones that it has; return which there are.
+
+    Raises DatasetSplitMissing or DatasetColumnMissing.
+    """
     request = messages.GetDatasetVersionRequest(name=dataset_version)
     dataset = RegistryServiceStub(channel).GetDatasetVersion(request, timeout=CALL_SECONDS, wait_for_ready=True)
-    check_splits(dataset, splits)
-    found = [split for split in dataset.splits if split.split_id in splits]
+    check_splits(dataset, splits, columns)
+    found = [split for split in dataset.splits if split.split_id in {*splits, *optional}]
     files = [
         blob_pb2.File(
             path=split_path(Path(), split.split_id).as_posix(), blob=split.file.blob, size_bytes=split.file.size_bytes
@@ -71,6 +81,7 @@ def download_splits(
     ]
     download_files(channel, files, folder, report, "fetch")
     report.log(f"{dataset_version}: " + ", ".join(f"{split.row_count:,} rows in {split.split_id}" for split in found))
+    return tuple(split.split_id for split in found)
 
 
 def upload_folder(channel: grpc.Channel, folder: Path, report: Reporter, phase: str) -> list[blob_pb2.File]:

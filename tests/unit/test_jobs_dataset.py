@@ -21,6 +21,7 @@ from maas_jobs.labelled_rows import (
     check_labels,
     count_classes,
     open_labelled_split,
+    open_text_split,
 )
 from maas_runtime.failures import InvalidInput
 
@@ -36,6 +37,27 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
     split = open_labelled_split(path)
     assert list(split.parts()) == [LabelledRows(("good", "bad"), (1, 0))]
     assert (len(split), split.label_counts, split.first_texts()) == (2, {0: 1, 1: 1}, ("good", "bad"))
+
+
+def test_texts_need_no_labels_where_none_are_used(tmp_path: Path) -> None:
+    split = open_text_split(write(tmp_path, text=["good", "bad"], label=["one", None]))
+    assert (len(split), list(split.texts()), split.first_texts()) == (2, ["good", "bad"], ("good", "bad"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "failure"),
+    [
+        ({"label": [1]}, DatasetColumnMissing),
+        ({"text": pyarrow.array([], pyarrow.string())}, DatasetEmpty),
+        ({"text": [1]}, TextsInvalid),
+        ({"text": ["a", " "]}, TextsInvalid),
+    ],
+)
+def test_texts_that_cannot_be_used_are_refused(
+    tmp_path: Path, columns: dict[str, list[Any]], failure: type[InvalidInput]
+) -> None:
+    with pytest.raises(failure):
+        open_text_split(write(tmp_path, **columns))
 
 
 @pytest.mark.parametrize(
@@ -124,3 +146,4 @@ def test_a_missing_split_or_column_is_named() -> None:
     del dataset.columns[1]
     with pytest.raises(DatasetColumnMissing, match="label"):
         check_splits(dataset, ["train", "test"])
+    check_splits(dataset, ["train", "test"], ["text"])
