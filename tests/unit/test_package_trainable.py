@@ -247,3 +247,52 @@ class WrongGraph(BagOfWordsArchitecture):
 def test_a_graph_that_answers_otherwise_than_the_module_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportDiffers):
         export_onnx(BagOfWords(), WrongGraph(), {}, tmp_path / "model.onnx")
+
+
+BERT = load_architecture("bert-text-classifier")
+BERT_SIZES = {"vocabulary_size": 40, "hidden_size": 16, "layers": 2, "heads": 4, "inner_size": 24, "positions": 32}
+
+
+def test_one_size_for_all_layers_is_the_same_network_as_that_size_for_each() -> None:
+    for_each = BERT_SIZES | {"heads": [4, 4], "inner_size": [24, 24], "head_size": 4}
+    one, other = BERT.build(BERT_SIZES).eval(), BERT.build(for_each).eval()
+    other.load_state_dict(one.state_dict())
+    tokens = BERT.example_inputs(BERT_SIZES, 3, 0)["input_ids"]
+    assert torch.equal(one(tokens), other(tokens))
+    assert BERT.parse_config(for_each)["heads"] == [4, 4]
+
+
+@pytest.mark.parametrize(("heads", "inner_size"), [([1, 3], [8, 24]), ([0, 2], [24, 0]), ([0, 0], [0, 0])])
+def test_a_network_whose_layers_differ_in_size_is_exported(
+    tmp_path: Path, heads: list[int], inner_size: list[int]
+) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    config = BERT.parse_config(BERT_SIZES | {"heads": heads, "inner_size": inner_size, "head_size": 4})
+    package = package_trained_model(
+        tmp_path / "package",
+        architecture=BERT,
+        config=config,
+        module=BERT.build(config),
+        tokenizer=build_word_tokenizer(["a b c"], 40),
+        labels=("no", "yes"),
+    )
+    assert read_package(tmp_path / "package") == package
+    assert load_module(package).state_dict().keys() == BERT.build(config).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": [4, 4]},
+        {"heads": [4], "head_size": 4},
+        {"heads": [4, -1], "head_size": 4},
+        {"heads": [4, "4"], "head_size": 4},
+        {"heads": 0},
+        {"inner_size": [24, 24, 24]},
+        {"inner_size": [24, 70_000]},
+        {"head_size": -1},
+    ],
+)
+def test_sizes_by_layer_that_fit_no_network_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ArchitectureConfigInvalid):
+        BERT.parse_config(BERT_SIZES | wrong)

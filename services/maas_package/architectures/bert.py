@@ -28,18 +28,38 @@ _LEAST_LENGTH = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class BertConfig:
-    """The sizes of the encoder, and the share that training drops. `padding_id` fills a row up and is never a word."""
+    """The sizes of the encoder, and the share that training drops. `padding_id` fills a row up and is never a word.
+
+    `heads` and `inner_size` are one number for all layers, or one for each, which is what pruning leaves: 0 is a layer
+    without attention, or without the wide part. `head_size` is hidden_size / heads where it is 0.
+    """
 
     vocabulary_size: int = 10_000
     hidden_size: int = 256
     layers: int = 4
-    heads: int = 4
-    inner_size: int = 1024
+    heads: int | tuple[int, ...] = 4
+    inner_size: int | tuple[int, ...] = 1024
     positions: int = 512
     padding_id: int = 0
     activation: str = GELU
     norm_epsilon: float = 1e-12
     dropout: float = 0.1
+    head_size: int = 0
+
+    @property
+    def heads_by_layer(self) -> tuple[int, ...]:
+        """How many heads each layer has."""
+        return _by_layer(self.heads, self.layers)
+
+    @property
+    def inner_sizes(self) -> tuple[int, ...]:
+        """How wide each layer's wide part is."""
+        return _by_layer(self.inner_size, self.layers)
+
+    @property
+    def size_of_a_head(self) -> int:
+        """How many numbers a head looks at."""
+        return self.head_size or self.hidden_size // max(self.heads_by_layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +91,10 @@ class BertEncoder(nn.Module):
         self.position = nn.Embedding(config.positions, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            BertLayer(config, heads, inner_size)
+            for heads, inner_size in zip(config.heads_by_layer, config.inner_sizes, strict=True)
+        )
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`tokens`: int64 [N, T]; returns the states float32 [N, T, H] and which tokens are words: bool [N, T]."""
@@ -123,32 +146,48 @@ class BertSentenceEncoder(nn.Module):
         return functional.normalize(vectors, dim=-1, eps=_LEAST_LENGTH) if self.normalized else vectors
 
 
-class _Layer(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+class BertLayer(nn.Module):
+    """Attention, then a wide part; each is left out where it has no heads or no width.
+
+    What is left out would add its output's bias, a constant, to the norm before it: pruning adds it there.
+    """
+
+    def __init__(self, config: BertConfig, heads: int, inner_size: int) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads = heads
+        self.head_size = config.size_of_a_head
+        self.inner_size = inner_size
         self.drop = config.dropout
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.attention_output = nn.Linear(config.hidden_size, config.hidden_size)
+        if heads:
+            attended_size = heads * self.head_size
+            self.query_key_value = nn.Linear(config.hidden_size, 3 * attended_size)
+            self.attention_output = nn.Linear(attended_size, config.hidden_size)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
-        self.inner = nn.Linear(config.hidden_size, config.inner_size)
-        self.activation = _ACTIVATIONS[config.activation]()
-        self.inner_output = nn.Linear(config.inner_size, config.hidden_size)
+        if inner_size:
+            self.inner = nn.Linear(config.hidden_size, inner_size)
+            self.activation = _ACTIVATIONS[config.activation]()
+            self.inner_output = nn.Linear(inner_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, states: Tensor, unseen: Tensor) -> Tensor:
-        rows, tokens, hidden = states.shape
-        split = self.query_key_value(states).view(rows, tokens, 3, self.heads, hidden // self.heads)
+        """`states`: float32 [N, T, H]; `unseen`: float32 [N, 1, 1, T], a large negative number at padding."""
+        if self.heads:
+            states = states + self.dropout(self.attention_output(self._attended(states, unseen)))
+        states = self.attention_norm(states)
+        if self.inner_size:
+            states = states + self.dropout(self.inner_output(self.activation(self.inner(states))))
+        normed: Tensor = self.output_norm(states)
+        return normed
+
+    def _attended(self, states: Tensor, unseen: Tensor) -> Tensor:
+        rows, tokens, _ = states.shape
+        split = self.query_key_value(states).view(rows, tokens, 3, self.heads, self.head_size)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=unseen, dropout_p=self.drop if self.training else 0.0
         )
-        attended = attended.transpose(1, 2).reshape(rows, tokens, hidden)
-        states = self.attention_norm(states + self.dropout(self.attention_output(attended)))
-        widened = self.activation(self.inner(states))
-        normed: Tensor = self.output_norm(states + self.dropout(self.inner_output(widened)))
-        return normed
+        return attended.transpose(1, 2).reshape(rows, tokens, self.heads * self.head_size)
 
 
 Config = TypeVar("Config", bound=BertConfig)
@@ -163,11 +202,11 @@ class _BertArchitecture(Generic[Config]):
     @property
     def default_config(self) -> JsonObject:
         """Small enough to be trained from nothing; weights from elsewhere bring their own sizes."""
-        return asdict(self.config_type())
+        return _to_json(self.config_type())
 
     def parse_config(self, config: Mapping[str, object]) -> JsonObject:
         """Return the whole configuration, defaults filled in. Raises ArchitectureConfigInvalid."""
-        return asdict(self.parsed(config))
+        return _to_json(self.parsed(config))
 
     def parsed(self, config: Mapping[str, object]) -> Config:
         """Return the configuration as a value. Raises ArchitectureConfigInvalid."""
@@ -240,10 +279,12 @@ _SIZES = {
     "layers": (1, 96),
     "heads": (1, 256),
     "inner_size": (1, 65_536),
+    "head_size": (0, 8192),
     "positions": (1, 32_768),
     "padding_id": (0, 999_999),
     "classes": (2, 10_000),
 }
+_SIZES_BY_LAYER = ("heads", "inner_size")
 _CHOICES = {"activation": (GELU, GELU_TANH, RELU), "pooler": (TANH, RELU), "pooling": (MEAN, FIRST)}
 
 
@@ -260,15 +301,26 @@ def _initialized(module: nn.Module) -> nn.Module:
     return module
 
 
+def _by_layer(size: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    return (size,) * layers if isinstance(size, int) else size
+
+
+def _to_json(config: BertConfig) -> JsonObject:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
 def _parse(name: str, config_type: type[Config], config: Mapping[str, object]) -> Config:
     known = {field.name for field in fields(config_type)}
     unknown = sorted(set(config) - known)
     if unknown:
         raise ArchitectureConfigInvalid(f"{name} has no setting {', '.join(unknown)}")
-    parsed = config_type(**config)  # type: ignore[arg-type]  # checked right below
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    parsed = config_type(**given)  # type: ignore[arg-type]  # checked right below
     for setting in sorted(known):
         value = getattr(parsed, setting)
-        if setting in _SIZES:
+        if setting in _SIZES_BY_LAYER and isinstance(value, tuple):
+            _check_sizes_by_layer(setting, value, parsed.layers)
+        elif setting in _SIZES:
             least, most = _SIZES[setting]
             if type(value) is not int or not least <= value <= most:
                 raise ArchitectureConfigInvalid(f"{setting} is a whole number from {least} to {most}, not {value!r}")
@@ -278,10 +330,28 @@ def _parse(name: str, config_type: type[Config], config: Mapping[str, object]) -
             raise ArchitectureConfigInvalid(f"normalized is true or false, not {value!r}")
         elif setting in ("dropout", "norm_epsilon") and (type(value) not in (int, float) or not 0 <= value < 1):
             raise ArchitectureConfigInvalid(f"{setting} is at least 0 and less than 1, not {value!r}")
-    if parsed.hidden_size % parsed.heads:
-        raise ArchitectureConfigInvalid(
-            f"hidden_size is a multiple of heads, and {parsed.hidden_size} is none of {parsed.heads}"
-        )
+    _check_heads(parsed)
     if parsed.padding_id >= parsed.vocabulary_size:
         raise ArchitectureConfigInvalid(f"padding_id is less than vocabulary_size, not {parsed.padding_id}")
     return parsed
+
+
+def _check_sizes_by_layer(setting: str, sizes: tuple[object, ...], layers: object) -> None:
+    """Each is a size, or 0 for a layer without that part."""
+    _, most = _SIZES[setting]
+    if len(sizes) != layers:
+        raise ArchitectureConfigInvalid(f"{setting} has a number for each of the {layers} layers, not {len(sizes)}")
+    wrong = [size for size in sizes if type(size) is not int or not 0 <= size <= most]
+    if wrong:
+        raise ArchitectureConfigInvalid(f"{setting} of a layer is a whole number from 0 to {most}, not {wrong[0]!r}")
+
+
+def _check_heads(config: BertConfig) -> None:
+    if config.head_size:
+        return
+    if not isinstance(config.heads, int):
+        raise ArchitectureConfigInvalid("heads has a number for each layer, so head_size has to say how large one is")
+    if config.hidden_size % config.heads:
+        raise ArchitectureConfigInvalid(
+            f"hidden_size is a multiple of heads, and {config.hidden_size} is none of {config.heads}"
+        )
