@@ -43,7 +43,7 @@ def publish_servables(package: Package, texts: Sequence[str] = (), log: Log = lo
         onnx = servables[0]
         trainable = Servable("torch", onnx.precision, manifest.weights.path, tolerance=0.0, max_difference=0.0)
         candidates = (replace(trainable, precision=BF16), *openvino_candidates(onnx))
-        batches = _architecture_examples(manifest.architecture)
+        batches = architecture_examples(manifest.architecture)
         servables += (trainable, *agreeing(package, candidates, trainable, batches, log))
     measured = with_measurements(package, servables, texts, log)
     return write_package(package.folder, replace(manifest, servables=measured, files=()))
@@ -69,7 +69,7 @@ def agreeing(
             log(f"{name} is left out: this host cannot run it")
             continue
         try:
-            difference = _largest_difference(expected, _answers(package, candidate, batches))
+            difference = largest_difference(expected, _answers(package, candidate, batches))
         except Failure as failure:
             log(f"{name} is left out: {failure.message}")
             continue
@@ -105,7 +105,7 @@ def with_measurements(
     return tuple(replace(one, measurements=(measured[id(one)],)) if id(one) in measured else one for one in servables)
 
 
-def _architecture_examples(reference: ArchitectureRef) -> Batches:
+def architecture_examples(reference: ArchitectureRef) -> Batches:
     """Return one row, and batches with padding."""
     architecture = load_architecture(reference.name)
     return [
@@ -126,7 +126,8 @@ def _size(tensor: Array) -> float:
     return float(np.abs(tensor.astype(np.float64)).max()) if tensor.dtype.kind == "f" else 0.0
 
 
-def _largest_difference(expected: Batches, actual: Batches) -> float:
+def largest_difference(expected: Batches, actual: Batches) -> float:
+    """Return how far any output of any batch is from its counterpart; infinity for another shape, NaN for NaN."""
     differences = [
         _difference(tensor, other[name])
         for one, other in zip(expected, actual, strict=True)
