@@ -98,6 +98,11 @@ class LabelledSplit(TextSplit):
             for texts, labels in _parts(file, [TEXT_COLUMN, LABEL_COLUMN]):
                 yield LabelledRows(tuple(texts.to_pylist()), tuple(labels.to_pylist()))
 
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """Yield all texts with their labels, in the file's order."""
+        for part in self.parts():
+            yield from zip(part.texts, part.labels, strict=True)
+
 
 def open_text_split(path: Path) -> TextSplit:
     """Look at every text of a split, whose labels are not needed.

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from pathlib import Path
+from functools import partial
 
 import torch
 from google.protobuf.json_format import MessageToDict
@@ -16,14 +16,15 @@ from maas_jobs.job import JsonObject
 from maas_jobs.labelled_rows import LabelledSplit, check_labels, count_classes, open_labelled_split
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import split_path
+from maas_learning.checkpoint import Checkpoints
+from maas_learning.encoded_rows import encode_rows
+from maas_learning.loop import EpochMoment, LearningSettings, learn
+from maas_learning.objectives import Accuracy, cross_entropy
 from maas_package.architectures import load_architecture
 from maas_package.package import Package
-from maas_package.text import TextTokenizer, build_word_tokenizer
+from maas_package.text import build_word_tokenizer
 from maas_package.trainable import package_trained_model
-from maas_training.checkpoint import Checkpoints
-from maas_training.encoded_rows import EncodedRows, store_rows
-from maas_training.spec import PACKAGE_FOLDER, SPLITS, TrainingSpec
-from maas_training.train import EpochMoment, train
+from maas_training.spec import PACKAGE_FOLDER, SPLITS, Hyperparameters, TrainingSpec
 
 # Where the parts of this step begin, as shares of it.
 _WORDS, _ENCODE, _TRAIN, _EXPORT, _EVALUATE = 0.005, 0.01, 0.02, 0.93, 0.97
@@ -81,20 +82,21 @@ def _train(
         f"{tokenizer.vocabulary_size:,} words, {classes} classes, {torch.get_num_threads()} threads"
     )
     report.progress(_ENCODE, "encode")
+    encoded = request.folder / "encoded"
     with (
-        _encode(tokenizer, splits["train"], request.folder / "encoded") as train_rows,
-        _encode(tokenizer, splits["validation"], request.folder / "encoded") as validation_rows,
+        encode_rows(encoded / "train.ids", tokenizer, splits["train"].rows()) as train_rows,
+        encode_rows(encoded / "validation.ids", tokenizer, splits["validation"].rows()) as validation_rows,
     ):
-        state = train(
+        state = learn(
             module,
             train_rows,
-            validation_rows,
-            spec.hyperparameters,
-            tokenizer.padding_id,
+            cross_entropy,
+            Accuracy(validation_rows),
+            _settings(spec.hyperparameters),
             Checkpoints(request.folder / "checkpoints"),
-            _Narrator(spec.hyperparameters.epochs, report),
+            partial(_narrate, report),
         )
-    report.log(f"best epoch: {state.best_epoch}, validation accuracy {state.best_accuracy:.4f}")
+    report.log(f"best epoch: {state.best_epoch}, validation accuracy {state.best_score:.4f}")
     report.progress(_EXPORT, "export")
     folder = request.folder / PACKAGE_FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
@@ -109,34 +111,26 @@ def _train(
     return publish_servables(package, splits["validation"].first_texts(), report.log)
 
 
-class _Narrator:
-    """Turns a training's moments into progress, metrics and log lines."""
-
-    def __init__(self, epochs: int, report: Reporter) -> None:
-        self._epochs = epochs
-        self._report = report
-
-    def __call__(self, moment: EpochMoment) -> None:
-        metrics = {"epoch": moment.epoch, "loss": moment.loss, "rows_per_second": moment.rows_per_second}
-        if moment.accuracy is not None:
-            self._report.metrics({**metrics, "validation_accuracy": moment.accuracy})
-            self._report.log(
-                f"epoch {moment.epoch} of {self._epochs}: loss {moment.loss:.4f}, validation accuracy "
-                f"{moment.accuracy:.4f}, {moment.rows_per_second:,.0f} rows/s"
-            )
-        done = (moment.epoch - 1 + moment.share) / self._epochs
-        self._report.progress(_TRAIN + (_EXPORT - _TRAIN) * done, "train", metrics)
-
-
-def _encode(tokenizer: TextTokenizer, split: LabelledSplit, folder: Path) -> EncodedRows:
-    return store_rows(
-        folder / f"{split.path.stem}.ids",
-        (
-            (tokenizer.encode([text])[0], label)
-            for part in split.parts()
-            for text, label in zip(part.texts, part.labels, strict=True)
-        ),
+def _settings(wanted: Hyperparameters) -> LearningSettings:
+    return LearningSettings(
+        epochs=wanted.epochs,
+        batch_size=wanted.batch_size,
+        learning_rate=wanted.learning_rate,
+        patience=wanted.patience,
+        seed=wanted.seed,
     )
+
+
+def _narrate(report: Reporter, moment: EpochMoment) -> None:
+    """Turn a training's moments into progress, metrics and log lines."""
+    metrics = {"epoch": moment.epoch, "loss": moment.loss, "rows_per_second": moment.rows_per_second}
+    if moment.score is not None:
+        report.metrics({**metrics, "validation_accuracy": moment.score})
+        report.log(
+            f"epoch {moment.epoch} of {moment.epochs}: loss {moment.loss:.4f}, validation accuracy "
+            f"{moment.score:.4f}, {moment.rows_per_second:,.0f} rows/s"
+        )
+    report.progress(_TRAIN + (_EXPORT - _TRAIN) * moment.done, "train", metrics)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from maas_runtime.channel import KIND_OF_ERROR, failure_of
 from maas_runtime.errors import STATUS_OF_KIND, wire_error
 
 KINDS = [kind for kind in vars(failures).values() if isinstance(kind, type) and issubclass(kind, failures.Failure)]
-SERVICES = ("maas_runtime", "maas_jobs", "maas_package", "maas_engine", "maas_formats", "maas_registry", "maas_rollout",
-            "maas_training", "maas_compression", "maas_inference", "maas_gateway")  # fmt: skip
+SERVICES = ("maas_runtime", "maas_jobs", "maas_package", "maas_engine", "maas_learning", "maas_formats",
+            "maas_registry", "maas_rollout", "maas_training", "maas_compression", "maas_inference",
+            "maas_gateway")  # fmt: skip
 
 
 def instance(kind: type[failures.Failure]) -> failures.Failure:

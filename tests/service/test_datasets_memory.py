@@ -27,13 +27,12 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from maas_jobs.labelled_rows import open_labelled_split
-from maas_training.encoded_rows import store_rows
+from maas_learning.encoded_rows import store_rows
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 split = open_labelled_split(Path(sys.argv[1]))
-words = ((np.arange(100) % (len(text) + 1), label)
-         for part in split.parts() for text, label in zip(part.texts, part.labels, strict=True))
-with store_rows(Path(sys.argv[2]), words) as rows:
+words = ((np.arange(100) % (len(text) + 1), label) for text, label in split.rows())
+with store_rows(Path(sys.argv[2]), words, padding_id=0) as rows:
     assert len(rows) == len(split)
     sum(int(rows.tokens(row)[0]) for row in np.random.default_rng(0).permutation(len(rows)))
 print(peak() - before)

@@ -1,0 +1,1 @@
+"""Training as a library: rows, objectives, the loop and its checkpoints, for every service that trains."""
