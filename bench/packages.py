@@ -8,8 +8,8 @@ import models
 import torch
 from report import say
 
-from maas_compression.int8 import apply_int8
 from maas_compression.recipe import Int8
+from maas_compression.techniques.int8 import apply_int8
 from maas_engine.publish import publish_servables
 from maas_formats.onnx_files import import_onnx
 from maas_package.architectures import load_architecture

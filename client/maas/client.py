@@ -21,8 +21,9 @@ from maas import blobs, tensors
 from maas.actor import this_user
 from maas.calls import Pauses, guarded, open_channel
 from maas.compression.v1 import compression_job_pb2, compression_service_pb2
-from maas.compression.v1.compression_job_pb2 import CompressionJob, Technique
+from maas.compression.v1.compression_job_pb2 import CompressionJob
 from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceStub
+from maas.compression.v1.technique_pb2 import Technique
 from maas.datasets import check_pyarrow
 from maas.errors import (
     AlreadyExistsError,
@@ -49,6 +50,7 @@ from maas.names import (
     check_id,
 )
 from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
+from maas.recipes import parse_technique
 from maas.references import ReferenceInvalid, TargetReference, parse_reference
 from maas.registry.v1 import registry_service_pb2
 from maas.registry.v1.blob_pb2 import File
@@ -125,7 +127,7 @@ class Client:
         with Client("127.0.0.1:8080") as client:
             client.push_dataset("reviews", {"train": "train.parquet", "validation": "v.parquet", "test": "t.parquet"})
             job = client.wait_for_job(client.train("reviews", "reviews").name)
-            smaller = client.wait_for_job(client.compress(job.result_version, [int8()]).name)
+            smaller = client.wait_for_job(client.compress(job.result_version, ["int8"]).name)
             client.deploy("reviews", [smaller.result_version])
             client.wait_until_ready("reviews")
             print(client.predict("reviews", "A gripping, beautiful film."))
@@ -554,13 +556,24 @@ class Client:
         )
 
     def compress(
-        self, reference: str, recipe: Sequence[Technique], *, dataset: str = "", request_id: str = ""
+        self,
+        reference: str,
+        recipe: Sequence[Technique | str],
+        *,
+        dataset: str = "",
+        allow_no_gain: bool = False,
+        request_id: str = "",
     ) -> CompressionJob:
-        """Start a compression job that ends with a child of the version that `reference` refers to."""
+        """Start a compression job that ends with a child of the version that `reference` refers to.
+
+        A technique is a message, or the line that stands for it: `int8(mode=static)`. Raises RecipeUnreadable.
+        """
+        techniques = [parse_technique(one) if isinstance(one, str) else one for one in recipe]
         job = CompressionJob(
             source_version=self._version_name(reference),
-            recipe=recipe,
+            recipe=compression_job_pb2.Recipe(techniques=techniques),
             dataset_version=_dataset_reference(dataset) if dataset else "",
+            allow_no_gain=allow_no_gain,
         )
         return self._compression.CreateCompressionJob(
             compression_service_pb2.CreateCompressionJobRequest(
@@ -871,21 +884,6 @@ class Client:
             )
         except AlreadyExistsError:
             return  # somebody made it in between
-
-
-def clip() -> Technique:
-    """Keep weights within ±sqrt(6 / fan_in)."""
-    return Technique(clip=compression_job_pb2.Clip())
-
-
-def fixed_point(fractional_bits: int | None = None) -> Technique:
-    """Store weights as integers with `fractional_bits` bits behind the point; 8 when not given."""
-    return Technique(fixed_point=compression_job_pb2.FixedPoint(fractional_bits=fractional_bits))
-
-
-def int8() -> Technique:
-    """Let the engine multiply 8-bit integers."""
-    return Technique(int8=compression_job_pb2.Int8())
 
 
 def raise_unless_succeeded(job: Job) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from maas.cli.data_commands import example_folder
 from maas.cli.output import bytes_text, short_version, write_table
 from maas.cli.progress import follow_job
-from maas.client import Client, clip, fixed_point, int8, raise_unless_succeeded
+from maas.client import Client, raise_unless_succeeded
 from maas.compression.v1.compression_job_pb2 import CompressionJob
 from maas.errors import MaasError
 from maas.example_data import prepare_example
@@ -147,8 +147,9 @@ def _loop(client: Client, steps: Steps) -> None:
         client.deploy(NAME, [trained.result_version], actor="demo", reason="first version")
         client.wait_until_ready(NAME)
     with steps.step("compress it three ways: clip, fixed_point, int8"):
-        techniques = (clip(), fixed_point(), int8())
-        started = [client.compress(trained.result_version, [technique]) for technique in techniques]
+        # clip alone is neither smaller nor faster; the demo shows that the report says so.
+        techniques = ("clip", "fixed_point", "int8")
+        started = [client.compress(trained.result_version, [one], allow_no_gain=True) for one in techniques]
         compressed = [_follow(client, job) for job in started]
         for job in compressed:
             print(f"    {short_version(job.result_version)} {_recipe(job)}: {job.report.verdict}")
@@ -222,7 +223,7 @@ def _command() -> str:
 
 
 def _recipe(job: CompressionJob) -> str:
-    return ", ".join(str(technique.WhichOneof("technique")) for technique in job.recipe)
+    return ", ".join(str(technique.WhichOneof("technique")) for technique in job.recipe.techniques)
 
 
 def _quality(evaluation: Evaluation) -> str:

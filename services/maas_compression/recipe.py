@@ -1,8 +1,13 @@
-"""Recipes: the techniques' settings, and which may follow which. Imports nothing that computes."""
+"""Recipes: the techniques' settings, and which may follow which. Imports nothing that computes.
 
-from dataclasses import dataclass
-from typing import TypeAlias
+A settings class has the fields of its message in protos/maas/compression/v1/technique.proto, and their defaults.
+"""
 
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from maas.compression.v1 import technique_pb2 as messages
+from maas.recipes import parse_technique, technique_line
 from maas_runtime.failures import FieldViolation, InvalidInput
 
 
@@ -14,46 +19,229 @@ class RecipeInvalid(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Limit each weight matrix to ±sqrt(6 / fan_in); clip.py does it."""
+    """Limit weights to [-b, b].
 
-    def __str__(self) -> str:
-        return "clip(rule=fan_in)"
+    `fan_in`: each matrix [outputs, fan_in] has b = sqrt(6 / fan_in), the bound of the uniform initialization of He et
+    al., 2015 (arXiv:1502.01852, section 2.2). `absolute`: b = `bound`. `percentile`: b is that percentile of |w|.
+    """
+
+    rule: str = "fan_in"
+    bound: float = 1.0
+    percentile: float = 99.9
 
 
 @dataclass(frozen=True, slots=True)
 class FixedPoint:
-    """Store each weight as round(w * 2^fractional_bits); fixed_point.py does it."""
+    """Store each weight w as the integer round(w * 2^p), p = `fractional_bits`; the engine sees w' = integer / 2^p."""
 
     fractional_bits: int = 8
-    """1 to 15."""
 
-    def __str__(self) -> str:
-        return f"fixed_point(fractional_bits={self.fractional_bits})"
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Take a `share` of the weights, or of the network's parts, away; train `recovery_epochs` afterwards."""
+
+    structure: str = "channels"
+    share: float = 0.25
+    recovery_epochs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """Let onnxruntime multiply 8-bit integers; int8.py does it."""
+    """Let the engine multiply 8-bit integers: x = scale * (integer - zero point)."""
 
-    def __str__(self) -> str:
-        return "int8"
+    mode: str = "dynamic"
+    calibration: str = "minmax"
+    calibration_rows: int = 256
+    percentile: float = 99.99
+    per_channel: bool = True
+    balance: float = 0.0
+    keep: tuple[str, ...] = ()
+    keep_most_sensitive: int = 0
+    engine: str = "onnxruntime"
 
 
-Technique: TypeAlias = Clip | FixedPoint | Int8
+@dataclass(frozen=True, slots=True)
+class Int4:
+    """Store weights as 4-bit integers with a scale for each `group_size` of them."""
+
+    group_size: int = 32
+    symmetric: bool = True
+    parts: str = "all"
+    keep: tuple[str, ...] = ()
 
 
-def check_recipe(recipe: tuple[Technique, ...], *, has_trainable_form: bool) -> None:
-    """Raise RecipeInvalid, naming the steps that cannot be applied.
+@dataclass(frozen=True, slots=True)
+class Bf16:
+    """Store weights with 16 bits."""
 
-    Every technique starts from trainable weights, and int8 leaves none.
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """Store each weight as the number of one of 2^`bits` values, found by k-means (Han et al., 2016,
+    arXiv:1510.00149).
     """
-    trainable = has_trainable_form
-    violations = []
-    for index, technique in enumerate(recipe):
-        if not trainable:
-            before = f"after {recipe[index - 1]}" if index else "to a version without a trainable form"
-            advice = "put int8 last" if index else "take the version that it was made from"
-            violations.append(FieldViolation(f"recipe[{index}]", f"{technique} cannot be applied {before}: {advice}"))
-        trainable = trainable and not isinstance(technique, Int8)
+
+    bits: int = 4
+    parts: str = "all"
+    group_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Replace a matrix by two thinner ones: the r largest singular values that hold `energy` of the sum of squares."""
+
+    energy: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Drop words that the training data uses less than `minimum_count` times.
+
+    `most_words`: only the most frequent stay; 0: no bound.
+    """
+
+    minimum_count: int = 1
+    most_words: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """Train a student to answer as the source does (Hinton et al., 2015, arXiv:1503.02531).
+
+    loss = soft_weight * T^2 * KL(softmax(teacher / T), softmax(student / T)) + (1 - soft_weight) * cross-entropy +
+    hint_weight * distance of hidden states.
+    """
+
+    student: str = ""
+    layers: int = 0
+    hidden_size: int = 0
+    inner_size: int = 0
+    epochs: int = 4
+    temperature: float = 2.0
+    soft_weight: float = 0.9
+    hint_weight: float = 0.0
+    learning_rate: float = 0.0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Qat:
+    """Train on with rounded weights and activations (Jacob et al., 2018, arXiv:1712.05877)."""
+
+    epochs: int = 1
+    learning_rate: float = 2e-5
+    bits: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """Serve with this engine and precision; empty: the fastest that is close enough, measured on this host."""
+
+    engine: str = ""
+    precision: str = ""
+
+
+Technique: TypeAlias = (
+    Clip | FixedPoint | Prune | Int8 | Int4 | Bf16 | Codebook | LowRank | Vocabulary | Distill | Qat | Compile
+)
+Recipe: TypeAlias = tuple[Technique, ...]
+
+TECHNIQUES: dict[str, type[Technique]] = {
+    "clip": Clip,
+    "fixed_point": FixedPoint,
+    "prune": Prune,
+    "int8": Int8,
+    "int4": Int4,
+    "bf16": Bf16,
+    "codebook": Codebook,
+    "low_rank": LowRank,
+    "vocabulary": Vocabulary,
+    "distill": Distill,
+    "qat": Qat,
+    "compile": Compile,
+}
+"""By the name that the contract gives each."""
+
+GRAPH_TECHNIQUES = (Int8, Int4, Bf16, Codebook, Compile)
+"""They rewrite the served graph, and leave no trainable form."""
+TRAINABLE_ONLY = (Vocabulary, Distill, Qat)
+"""They need a trainable form. The others work on a bare graph too."""
+REMOVING_STRUCTURES = ("hidden_units", "heads", "channels", "layers")
+"""Of prune: only a trainable form says where these are."""
+
+
+def technique_from_proto(message: messages.Technique) -> Technique:
+    """Return the technique that the message chooses, defaults filled in."""
+    name = message.WhichOneof("technique")
+    if name is None:
+        raise ValueError("a technique without a choice passed validation")
+    given: dict[str, Any] = {
+        field.name: tuple(value) if field.is_repeated else value for field, value in getattr(message, name).ListFields()
+    }
+    return TECHNIQUES[name](**given)
+
+
+def technique_to_proto(technique: Technique) -> messages.Technique:
+    """Return the message, with every setting in it."""
+    name = technique_name(technique)
+    message = messages.Technique()
+    settings = getattr(message, name)
+    settings.SetInParent()
+    for field in fields(technique):
+        value = getattr(technique, field.name)
+        if isinstance(value, tuple):
+            getattr(settings, field.name).extend(value)
+        else:
+            setattr(settings, field.name, value)
+    return message
+
+
+def technique_name(technique: Technique) -> str:
+    """Return the contract's name of it."""
+    return next(name for name, kind in TECHNIQUES.items() if isinstance(technique, kind))
+
+
+def technique_text(technique: Technique) -> str:
+    """Return the line that stands for it: its name and the settings that are not its defaults."""
+    message = technique_to_proto(technique)
+    settings = getattr(message, technique_name(technique))
+    default = type(technique)()
+    for field in fields(technique):
+        if getattr(technique, field.name) == getattr(default, field.name):
+            settings.ClearField(field.name)
+    return technique_line(message)
+
+
+def parse_recipe(lines: list[str]) -> Recipe:
+    """Read what `technique_text` wrote."""
+    return tuple(technique_from_proto(parse_technique(line)) for line in lines)
+
+
+def check_recipe(recipe: Recipe, *, has_trainable_form: bool) -> None:
+    """Raise RecipeInvalid, naming the steps that cannot be applied where they stand."""
+    violations = [
+        FieldViolation(f"recipe.techniques[{index}]", f"{technique_text(technique)} {problem}")
+        for index, technique in enumerate(recipe)
+        if (problem := _problem(technique, recipe[:index], has_trainable_form=has_trainable_form))
+    ]
     if violations:
         raise RecipeInvalid("; ".join(violation.description for violation in violations), violations=tuple(violations))
+
+
+def _problem(technique: Technique, before: Recipe, *, has_trainable_form: bool) -> str:
+    """Return why the technique cannot follow what is before it; empty when it can."""
+    last_graph = next((one for one in reversed(before) if isinstance(one, GRAPH_TECHNIQUES)), None)
+    if last_graph is not None and not isinstance(technique, GRAPH_TECHNIQUES):
+        return f"changes weights, which {technique_name(last_graph)} has left none of: put it before"
+    if technique in before or (isinstance(technique, Int8) and any(isinstance(one, Int8) for one in before)):
+        return "is there already, and doing it twice changes nothing: leave one out"
+    if not has_trainable_form and _needs_trainable_form(technique):
+        return "needs a trainable form, which this version lacks: take the version that it was made from"
+    return ""
+
+
+def _needs_trainable_form(technique: Technique) -> bool:
+    if isinstance(technique, Prune):
+        return technique.structure in REMOVING_STRUCTURES or technique.recovery_epochs > 0
+    return isinstance(technique, TRAINABLE_ONLY)

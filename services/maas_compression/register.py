@@ -3,15 +3,17 @@
 from google.protobuf.json_format import ParseDict
 
 from maas.registry.v1 import version_pb2
-from maas_compression.spec import RESULT_FOLDER, CompressionSpec, recipe_text
+from maas_compression.spec import RESULT_FOLDER, CompressionSpec
 from maas_jobs.job import JsonObject
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import create_version, registry_channel, upload_folder
 
 
 def register(request: StepRequest, report: Reporter) -> JsonObject:
-    """Upload the result and create the version, once however often this is done."""
+    """Upload the result, if there is one, and create the version, once however often this is done."""
     spec = CompressionSpec.from_json(request.spec)
+    if "report" not in request.previous:  # work that makes no version
+        return request.previous
     findings = ParseDict(request.previous["report"], version_pb2.CompressionReport())
     with registry_channel(request.registry_address) as channel:
         version = create_version(
@@ -22,14 +24,14 @@ def register(request: StepRequest, report: Reporter) -> JsonObject:
                 parent_version=str(spec.source_version),
                 source_job=request.job_name,
                 dataset_version=request.previous["dataset_version"],
-                recipe=recipe_text(spec.recipe),
+                recipe=request.previous["recipe"],
                 evaluation=findings.quality_after,
                 compression_report=findings,
             ),
             request_id=request.job_name,
         )
     report.log(f"registered {version.name}")
-    return {"version": version.name, "report": request.previous["report"]}
+    return {**request.previous, "version": version.name}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The step `compress`: the recipe, applied to the source, and the report on what it changed."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,22 @@ from google.protobuf.json_format import MessageToDict
 
 from maas.names import DatasetVersionName
 from maas.registry.v1 import version_pb2
-from maas_compression.comparison import THREADS, Contender, compare
-from maas_compression.report import Findings, judge_findings
-from maas_compression.spec import JUDGING_SPLIT, RESULT_FOLDER, SOURCE_FOLDER, CompressionSpec
+from maas_compression.materials import Materials
+from maas_compression.measuring.comparison import THREADS, Contender, compare
+from maas_compression.measuring.report import Findings, judge_findings
+from maas_compression.measuring.weights import count_weights
+from maas_compression.recipe import Recipe, RecipeInvalid, technique_name, technique_text
+from maas_compression.spec import (
+    CHOOSING_SPLIT,
+    JUDGING_SPLIT,
+    LEARNING_SPLIT,
+    RESULT_FOLDER,
+    SOURCE_FOLDER,
+    CompressionSpec,
+    RecipeWork,
+    recipe_text,
+)
 from maas_compression.techniques import apply_technique
-from maas_compression.weights import count_weights
 from maas_engine.engine import choose_servable
 from maas_engine.predictor import Predictor, open_predictor
 from maas_engine.publish import publish_servables
@@ -30,13 +42,22 @@ _MEASURE, _JUDGE = 0.4, 0.8
 
 
 def compress(request: StepRequest, report: Reporter) -> JsonObject:
-    """Apply the recipe, measure source and result in turn, judge both on the same rows."""
+    """Do the job's work; the result has the recipe and the report of what is to be registered, if anything is."""
     spec = CompressionSpec.from_json(request.spec)
+    match spec.work:
+        case RecipeWork(recipe):
+            return _compress_by_recipe(spec, recipe, request, report)
+    raise RecipeInvalid(f"{type(spec.work).__name__} is not built yet")
+
+
+def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequest, report: Reporter) -> JsonObject:
+    """Apply the recipe, measure source and result in turn, judge both on the same rows."""
+    assert spec.dataset_version is not None
     rows = open_labelled_split(split_path(request.folder, JUDGING_SPLIT))
     source = read_package(request.folder / SOURCE_FOLDER)
     if source.manifest.labels:
         check_labels(rows, len(source.manifest.labels))
-    result = _apply_recipe(spec, source, request.folder, report)
+    result = apply_recipe(source, recipe, request.folder / RESULT_FOLDER, request.folder, report)
     # So that whoever serves the result knows how fast it is, on which engine.
     result = publish_servables(result, rows.first_texts(), report.log)
     with _contender(source) as before, _contender(result) as after:
@@ -63,23 +84,51 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
             "agreement": message.agreement,
         }
     )
-    return {**request.previous, "report": MessageToDict(message, preserving_proto_field_name=True)}
+    return {
+        **request.previous,
+        "recipe": recipe_text(recipe),
+        "report": MessageToDict(message, preserving_proto_field_name=True),
+    }
 
 
-def _apply_recipe(spec: CompressionSpec, source: Package, folder: Path, report: Reporter) -> Package:
-    """Return the package in RESULT_FOLDER; the ones between are removed."""
-    result = folder / RESULT_FOLDER
-    between = folder / "between"
-    for left_by_a_killed_run in (result, between):
+def apply_recipe(source: Package, recipe: Recipe, target: Path, job_folder: Path, report: Reporter) -> Package:
+    """Return the package in `target`; the ones between are removed.
+
+    What a technique keeps for a run that goes on after a kill lies in the job's folder, under `scratch/`.
+    """
+    between = job_folder / "between"
+    for left_by_a_killed_run in (target, between):
         shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
     package = source
-    for index, technique in enumerate(spec.recipe):
-        report.progress(_MEASURE * index / len(spec.recipe), str(technique).partition("(")[0])
-        is_last = index == len(spec.recipe) - 1
-        package = apply_technique(package, technique, result if is_last else between / str(index))
-        report.log(f"{technique}: {package.servable_bytes(choose_servable(package)):,} bytes to serve")
+    for index, technique in enumerate(recipe):
+        name = technique_name(technique)
+        begin, end = (_MEASURE * step / len(recipe) for step in (index, index + 1))
+
+        def advance(share: float, phase: str, *, begin: float = begin, end: float = end, name: str = name) -> None:
+            report.progress(begin + (end - begin) * share, f"{name}: {phase}" if phase else name)
+
+        advance(0.0, "")
+        scratch = job_folder / "scratch" / f"{index}-{name}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        materials = Materials(
+            scratch,
+            train=_split(job_folder, LEARNING_SPLIT),
+            validation=_split(job_folder, CHOOSING_SPLIT),
+            threads=len(os.sched_getaffinity(0)),
+            log=report.log,
+            progress=advance,
+        )
+        is_last = index == len(recipe) - 1
+        package = apply_technique(package, technique, target if is_last else between / str(index), materials)
+        size_bytes = package.servable_bytes(choose_servable(package))
+        report.log(f"{technique_text(technique)}: {size_bytes:,} bytes to serve")
     shutil.rmtree(between, ignore_errors=True)
     return package
+
+
+def _split(job_folder: Path, name: str) -> LabelledSplit | None:
+    path = split_path(job_folder, name)
+    return open_labelled_split(path) if path.is_file() else None
 
 
 @contextmanager

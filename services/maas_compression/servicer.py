@@ -10,9 +10,9 @@ from maas.compression.v1 import compression_service_pb2 as messages
 from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceServicer
 from maas.names import DatasetVersionName, VersionName, parse_version_or_alias
 from maas.registry.v1 import registry_service_pb2, version_pb2
-from maas_compression.messages import COLLECTION, job_to_proto, technique_from_proto
+from maas_compression.messages import COLLECTION, job_to_proto, limits_from_proto, work_from_proto
 from maas_compression.recipe import check_recipe
-from maas_compression.spec import JUDGING_SPLIT, CompressionSpec
+from maas_compression.spec import JUDGING_SPLIT, CompressionSpec, RecipeWork
 from maas_jobs.dataset import check_splits
 from maas_jobs.jobs import Jobs
 from maas_jobs.messages import parse_job_id
@@ -80,14 +80,23 @@ class CompressionServicer(CompressionServiceServicer):
     async def _checked_spec(self, wanted: compression_job_pb2.CompressionJob) -> CompressionSpec:
         name = str(parse_version_or_alias(wanted.source_version))
         source = await self._registry.GetVersion(registry_service_pb2.GetVersionRequest(name=name))
-        recipe = tuple(technique_from_proto(technique) for technique in wanted.recipe)
-        check_recipe(recipe, has_trainable_form=bool(source.signature.architecture))
+        work = work_from_proto(wanted)
+        if isinstance(work, RecipeWork):
+            check_recipe(work.recipe, has_trainable_form=bool(source.signature.architecture))
         dataset_version = _judging_data(wanted, source)
         dataset = await self._registry.GetDatasetVersion(
             registry_service_pb2.GetDatasetVersionRequest(name=str(dataset_version))
         )
         check_splits(dataset, [JUDGING_SPLIT])
-        return CompressionSpec(VersionName.parse(source.name), recipe, dataset_version)
+        unlabelled = wanted.unlabelled_dataset_version
+        return CompressionSpec(
+            VersionName.parse(source.name),
+            work,
+            limits_from_proto(wanted.limits),
+            dataset_version,
+            DatasetVersionName.parse(unlabelled) if unlabelled else None,
+            wanted.allow_no_gain,
+        )
 
 
 def _judging_data(wanted: compression_job_pb2.CompressionJob, source: version_pb2.Version) -> DatasetVersionName:

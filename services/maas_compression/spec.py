@@ -1,33 +1,89 @@
 """What a compression job is asked to do."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 from maas.names import DatasetVersionName, VersionName
-from maas_compression.recipe import Clip, FixedPoint, Int8, Technique
+from maas_compression.recipe import Recipe, parse_recipe, technique_text
 from maas_jobs.job import JsonObject
 
 JUDGING_SPLIT = "test"
+CHOOSING_SPLIT = "validation"
+LEARNING_SPLIT = "train"
 SOURCE_FOLDER = "source"
 RESULT_FOLDER = "result"
 """Where in a job's folder the two packages lie."""
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a result has to keep to; None: no limit. `max_quality_loss`: how far the quality may fall, 0 to 1."""
+
+    max_size_bytes: int | None = None
+    max_p50_seconds: float | None = None
+    max_p99_seconds: float | None = None
+    min_throughput_rows: float | None = None
+    max_memory_bytes: int | None = None
+    max_quality_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeWork:
+    """Apply techniques, in this order."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class SearchWork:
+    """Look for the recipe that meets the limits best. `workers` 0: as many as the host has cores."""
+
+    objective: str = "fastest"
+    time_budget_seconds: float = 900.0
+    allow_training: bool = False
+    most_trials: int = 100
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceWork:
+    """Say which recipes promise what."""
+
+    allow_training: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityWork:
+    """Measure what each layer loses by itself when its weights have so many bits."""
+
+    bits: int = 8
+
+
+Work: TypeAlias = RecipeWork | SearchWork | AdviceWork | SensitivityWork
+
+
+@dataclass(frozen=True, slots=True)
 class CompressionSpec:
-    """One recipe on one version, and the data that judges the result."""
+    """One piece of work on one version, what its result has to keep to, and the data that judges it."""
 
     source_version: VersionName
-    recipe: tuple[Technique, ...]
-    dataset_version: DatasetVersionName
+    work: Work
+    limits: Limits = Limits()
+    dataset_version: DatasetVersionName | None = None
+    """None for a source that takes no texts."""
+    unlabelled_dataset_version: DatasetVersionName | None = None
+    allow_no_gain: bool = False
 
     def to_json(self) -> JsonObject:
         """Return the form that is stored."""
         return {
             "source_version": str(self.source_version),
-            "recipe": [_technique_to_json(technique) for technique in self.recipe],
-            "dataset_version": str(self.dataset_version),
+            "work": _work_to_json(self.work),
+            "limits": asdict(self.limits),
+            "dataset_version": _name_to_json(self.dataset_version),
+            "unlabelled_dataset_version": _name_to_json(self.unlabelled_dataset_version),
+            "allow_no_gain": self.allow_no_gain,
         }
 
     @classmethod
@@ -35,32 +91,48 @@ class CompressionSpec:
         """Read what `to_json` made."""
         return cls(
             VersionName.parse(value["source_version"]),
-            tuple(_technique_from_json(technique) for technique in value["recipe"]),
-            DatasetVersionName.parse(value["dataset_version"]),
+            _work_from_json(value["work"]),
+            Limits(**value["limits"]),
+            _name_from_json(value["dataset_version"]),
+            _name_from_json(value["unlabelled_dataset_version"]),
+            value["allow_no_gain"],
         )
 
 
-def recipe_text(recipe: Sequence[Technique]) -> list[str]:
+def recipe_text(recipe: Recipe) -> list[str]:
     """Return the steps as a version shows them."""
-    return [str(technique) for technique in recipe]
+    return [technique_text(technique) for technique in recipe]
 
 
-def _technique_to_json(technique: Technique) -> JsonObject:
-    match technique:
-        case Clip():
-            return {"kind": "clip"}
-        case FixedPoint():
-            return {"kind": "fixed_point", **asdict(technique)}
-        case Int8():
-            return {"kind": "int8"}
+def _work_to_json(work: Work) -> JsonObject:
+    match work:
+        case RecipeWork(recipe):
+            return {"kind": "recipe", "recipe": recipe_text(recipe)}
+        case SearchWork():
+            return {"kind": "search", **asdict(work)}
+        case AdviceWork():
+            return {"kind": "advice", **asdict(work)}
+        case SensitivityWork():
+            return {"kind": "sensitivity", **asdict(work)}
 
 
-def _technique_from_json(value: JsonObject) -> Technique:
-    match value:
-        case {"kind": "clip"}:
-            return Clip()
-        case {"kind": "fixed_point", "fractional_bits": int() as fractional_bits}:
-            return FixedPoint(fractional_bits)
-        case {"kind": "int8"}:
-            return Int8()
-    raise ValueError(f"no technique {value!r}")
+def _work_from_json(value: JsonObject) -> Work:
+    settings = {name: setting for name, setting in value.items() if name != "kind"}
+    match value["kind"]:
+        case "recipe":
+            return RecipeWork(parse_recipe(settings["recipe"]))
+        case "search":
+            return SearchWork(**settings)
+        case "advice":
+            return AdviceWork(**settings)
+        case "sensitivity":
+            return SensitivityWork(**settings)
+    raise ValueError(f"no work {value!r}")
+
+
+def _name_to_json(name: DatasetVersionName | None) -> str | None:
+    return None if name is None else str(name)
+
+
+def _name_from_json(value: str | None) -> DatasetVersionName | None:
+    return None if value is None else DatasetVersionName.parse(value)

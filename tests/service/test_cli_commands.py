@@ -153,14 +153,14 @@ def test_a_job_that_fails_fails_the_command(maas: Maas, cluster: PlainCluster) -
 
 
 def test_methods_are_a_recipe_in_their_order(maas: Maas, reviews: str, cluster: PlainCluster) -> None:
-    methods = ("-m", "clip", "-m", "fixed_point", "-m", "int8")
-    result = maas("compress", "reviews@1", *methods, "--fractional-bits", "6")
+    methods = ("-m", "clip", "-m", "fixed_point(fractional_bits=6)", "-m", "int8")
+    result = maas("compress", "reviews@1", *methods)
     job = cluster.compression["compressionJobs/c1"]
-    assert [step.WhichOneof("technique") for step in job.recipe] == ["clip", "fixed_point", "int8"]
-    assert job.recipe[1].fixed_point.fractional_bits == 6
+    assert [step.WhichOneof("technique") for step in job.recipe.techniques] == ["clip", "fixed_point", "int8"]
+    assert job.recipe.techniques[1].fixed_point.fractional_bits == 6
     assert job.source_version == "models/reviews/versions/1"
     assert "4.0 times smaller" in result.stdout
-    assert "fixed_point" in maas("compress", "reviews", "-m", "int8", "--fractional-bits", "6", status=1).stderr
+    assert "fractional_bits" in maas("compress", "reviews", "-m", "fixed_point(bits=6)", status=1).stderr
     maas("compress", "reviews", status=2)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from plain_cluster import PlainCluster, serving
 
-from maas.client import Client, DeploymentFailed, JobFailed, Prediction, clip, fixed_point
+from maas.client import Client, DeploymentFailed, JobFailed, Prediction
 from maas.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -132,9 +132,9 @@ def test_waiting_for_a_job_ends_when_the_time_is_over(client: Client) -> None:
 def test_a_job_is_found_by_its_id_alone(client: Client, package: Path) -> None:
     client.push_package(package, "reviews")
     client.train("reviews", "reviews")
-    made = client.compress("reviews", [clip(), fixed_point(6)])
+    made = client.compress("reviews", ["clip", "fixed_point(fractional_bits=6)"])
     assert client.job("c1").name == made.name == "compressionJobs/c1"
-    assert [one.WhichOneof("technique") for one in made.recipe] == ["clip", "fixed_point"]
+    assert [one.WhichOneof("technique") for one in made.recipe.techniques] == ["clip", "fixed_point"]
     with pytest.raises(NotFoundError):
         client.job("nothing")
 

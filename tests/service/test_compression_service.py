@@ -12,7 +12,7 @@ from job_cluster import JobCluster, failure_of, job_cluster, reviews
 
 from maas.compression.v1 import compression_job_pb2
 from maas.compression.v1 import compression_service_pb2 as messages
-from maas.compression.v1.compression_job_pb2 import Clip, FixedPoint, Int8, Technique
+from maas.compression.v1.technique_pb2 import Clip, FixedPoint, Int8, Technique
 from maas.jobs.v1 import job_state_pb2
 from maas.registry.v1 import blob_pb2, registry_service_pb2, version_pb2
 from maas_package.architectures import load_architecture
@@ -68,7 +68,12 @@ def cluster() -> Iterator[JobCluster]:
 def create(
     cluster: JobCluster, *recipe: Technique, source: str = SOURCE, data: str = "", request_id: str = ""
 ) -> compression_job_pb2.CompressionJob:
-    job = compression_job_pb2.CompressionJob(source_version=source, recipe=recipe, dataset_version=data)
+    job = compression_job_pb2.CompressionJob(
+        source_version=source,
+        recipe=compression_job_pb2.Recipe(techniques=recipe),
+        dataset_version=data,
+        allow_no_gain=True,
+    )
     request = messages.CreateCompressionJobRequest(compression_job=job, request_id=request_id)
     return cluster.compression.CreateCompressionJob(request, timeout=10)
 
@@ -90,12 +95,12 @@ def get_version(cluster: JobCluster, name: str) -> version_pb2.Version:
 def test_a_recipe_makes_a_child_with_a_report(cluster: JobCluster) -> None:
     created = create(cluster, CLIP, FIXED_POINT, INT8, source="models/reviews/aliases/best", request_id="three")
     assert (created.source_version, created.dataset_version) == (SOURCE, DATA)
-    assert created.recipe[1].fixed_point.fractional_bits == 8
+    assert created.recipe.techniques[1].fixed_point.fractional_bits == 8
     job = ended(cluster, created.name)
     assert job.status.state == job_state_pb2.JOB_STATE_SUCCEEDED, job.status.error
     child = get_version(cluster, job.result_version)
     assert child.parent_version == SOURCE
-    assert list(child.recipe) == ["clip(rule=fan_in)", "fixed_point(fractional_bits=8)", "int8"]
+    assert list(child.recipe) == ["clip", "fixed_point", "int8"]
     assert (child.source_job, child.dataset_version) == (job.name, DATA)
     assert child.compression_report == job.report
     assert child.evaluation == job.report.quality_after

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from maas.registry.v1 import version_pb2
-from maas_compression.report import Findings, judge_findings
+from maas_compression.measuring.report import Findings, judge_findings
 
 
 def measurement(servable_bytes: int = 1000, rows: float = 100.0, latency: float = 1.0) -> version_pb2.Measurement:

@@ -8,14 +8,20 @@ import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from maas_compression.recipe import Clip, FixedPoint, Int8, RecipeInvalid, Technique, check_recipe
-from maas_compression.techniques import apply_technique
+from maas_compression.materials import Materials
+from maas_compression.recipe import Clip, Distill, FixedPoint, Int8, Prune, RecipeInvalid, Technique, check_recipe
+from maas_compression.techniques import apply_technique as apply_with_materials
 from maas_engine.engine import open_engine
 from maas_engine.predictor import Predictor
 from maas_package.architectures import load_architecture
 from maas_package.package import Package, read_package
 from maas_package.text import build_word_tokenizer
 from maas_package.trainable import TrainableFormMissing, load_module, package_trained_model
+
+
+def apply_technique(source: Package, technique: Technique, folder: Path) -> Package:
+    return apply_with_materials(source, technique, folder, Materials(folder.parent / "scratch"))
+
 
 TOKENS = np.array([[2, 3, 4, 5], [5, 4, 0, 0], [3, 0, 0, 0]], dtype=np.int64)
 
@@ -126,18 +132,19 @@ def test_all_three_can_follow_one_another(source: Package, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("recipe", "trainable", "wrong"),
     [
-        ((Int8(), Clip()), True, ["recipe[1]"]),
-        ((Int8(), Int8()), True, ["recipe[1]"]),
-        ((Clip(),), False, ["recipe[0]"]),
-        ((Int8(), FixedPoint(8), Clip()), True, ["recipe[1]", "recipe[2]"]),
+        ((Int8(), Clip()), True, [1]),
+        ((Int8(), Int8(mode="static")), True, [1]),
+        ((Distill(),), False, [0]),
+        ((Prune(structure="heads"),), False, [0]),
+        ((Int8(), FixedPoint(8), Clip()), True, [1, 2]),
     ],
 )
 def test_a_step_that_cannot_be_applied_is_named(
-    recipe: tuple[Technique, ...], trainable: bool, wrong: list[str]
+    recipe: tuple[Technique, ...], trainable: bool, wrong: list[int]
 ) -> None:
     with pytest.raises(RecipeInvalid) as caught:
         check_recipe(recipe, has_trainable_form=trainable)
-    assert [violation.field for violation in caught.value.violations] == wrong
+    assert [one.field for one in caught.value.violations] == [f"recipe.techniques[{index}]" for index in wrong]
 
 
 @pytest.fixture

@@ -1,27 +1,16 @@
 """`maas train`, `compress` and `jobs`: work that takes a while."""
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maas.cli.options import Endpoint, Json, connected
 from maas.cli.output import ago_text, last_segment, say, short_version, state_text, write_json, write_table
-from maas.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from maas.client import Client, Job
-    from maas.compression.v1.compression_job_pb2 import Technique
 
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is stored.")]
-
-
-class Method(StrEnum):
-    """The techniques of compression."""
-
-    CLIP = "clip"
-    FIXED_POINT = "fixed_point"
-    INT8 = "int8"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,21 +59,18 @@ def train(
 
 def compress(
     reference: Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="What to make smaller.")],
-    method: Annotated[list[Method], typer.Option("--method", "-m", help="Repeat it for a recipe, in this order.")],
-    fractional_bits: Annotated[
-        int | None,
-        typer.Option(min=1, max=15, help="Of fixed_point: bits behind the point. Default: 8."),
-    ] = None,
+    method: Annotated[
+        list[str],
+        typer.Option("--method", "-m", help="`int8`, `prune(share=0.25)`; repeat it for a recipe, in this order."),
+    ],
     dataset: Annotated[str, typer.Option(help="Data to judge the result with. Default: what it was trained on.")] = "",
     no_wait: NoWait = False,
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Make a smaller or faster child of a version, with a measured report. Ctrl-C leaves the job running."""
-    if fractional_bits is not None and Method.FIXED_POINT not in method:
-        raise InvalidInputError("--fractional-bits belongs to --method fixed_point", reason="RECIPE_INVALID")
     with connected(endpoint) as client:
-        job = client.compress(reference, [_technique(one, fractional_bits) for one in method], dataset=dataset)
+        job = client.compress(reference, method, dataset=dataset)
         _follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
@@ -174,15 +160,3 @@ def _show_result(job: "Job") -> None:
         return
     say(f"made {short_version(job.result_version)} from {short_version(job.source_version)}")
     write_report(job.report)
-
-
-def _technique(method: Method, fractional_bits: int | None) -> "Technique":
-    from maas.client import clip, fixed_point, int8
-
-    match method:
-        case Method.CLIP:
-            return clip()
-        case Method.FIXED_POINT:
-            return fixed_point(fractional_bits)
-        case Method.INT8:
-            return int8()

@@ -2,15 +2,24 @@
 
 from pathlib import Path
 
-from maas_compression.clip import apply_clip
-from maas_compression.fixed_point import apply_fixed_point
-from maas_compression.int8 import apply_int8
-from maas_compression.recipe import Clip, FixedPoint, Int8, Technique
+from maas_compression.materials import Materials
+from maas_compression.recipe import (
+    Clip,
+    FixedPoint,
+    Int8,
+    RecipeInvalid,
+    Technique,
+    technique_name,
+)
+from maas_compression.techniques.clip import apply_clip
+from maas_compression.techniques.fixed_point import apply_fixed_point
+from maas_compression.techniques.int8 import apply_int8
 from maas_package.package import Package
 
 
-def apply_technique(source: Package, technique: Technique, folder: Path) -> Package:
+def apply_technique(source: Package, technique: Technique, folder: Path, materials: Materials) -> Package:
     """Write what the technique makes of the source to `folder`, which must be new or empty."""
+    del materials  # the first that learns from data takes them
     match technique:
         case Clip():
             return apply_clip(source, technique, folder)
@@ -18,3 +27,4 @@ def apply_technique(source: Package, technique: Technique, folder: Path) -> Pack
             return apply_fixed_point(source, technique, folder)
         case Int8():
             return apply_int8(source, technique, folder)
+    raise RecipeInvalid(f"{technique_name(technique)} is not built yet")

@@ -5,8 +5,10 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from maas.compression.v1 import technique_pb2 as _technique_pb2
 from maas.jobs.v1 import job_state_pb2 as _job_state_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
 import builtins as _builtins
@@ -29,10 +31,16 @@ class CompressionJob(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SOURCE_VERSION_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    SENSITIVITY_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_VERSION_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    UNLABELLED_DATASET_VERSION_FIELD_NUMBER: _builtins.int
+    ALLOW_NO_GAIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `compressionJobs/{compression_job}`."""
     source_version: _builtins.str
@@ -41,13 +49,34 @@ class CompressionJob(_message.Message):
     """
     dataset_version: _builtins.str
     """Optional. Immutable. The data that judges the result, on its split `test`:
-    `datasets/{dataset}/versions/{version}`. Default: the data that the source was trained on.
+    `datasets/{dataset}/versions/{version}`. What learns or looks at ranges uses its split `train`, what chooses uses
+    `validation`. Default: the data that the source was trained on; a source that takes no texts needs none.
     """
     result_version: _builtins.str
-    """Output only. The version that was made; set when SUCCEEDED."""
+    """Output only. The version that was made; set when SUCCEEDED, unless the work makes none."""
+    unlabelled_dataset_version: _builtins.str
+    """Optional. Immutable. More texts, which need no labels, for techniques that learn:
+    `datasets/{dataset}/versions/{version}`, its split `train`. Default: none.
+    """
+    allow_no_gain: _builtins.bool
+    """Optional. Immutable. Whether a result that is neither smaller nor faster is registered all the same. Default:
+    false.
+    """
     @_builtins.property
-    def recipe(self) -> _containers.RepeatedCompositeFieldContainer[Global___Technique]:
-        """Required. Immutable. The techniques, applied in this order; 1 to 16."""
+    def recipe(self) -> Global___Recipe:
+        """Required (one of these). Immutable. Applies these techniques."""
+
+    @_builtins.property
+    def search(self) -> Global___SearchSettings:
+        """Required (one of these). Immutable. Looks for the recipe that meets the limits best."""
+
+    @_builtins.property
+    def advice(self) -> Global___AdviceSettings:
+        """Required (one of these). Immutable. Says which recipes promise what, and changes nothing."""
+
+    @_builtins.property
+    def sensitivity(self) -> Global___SensitivitySettings:
+        """Required (one of these). Immutable. Measures what each layer loses by itself, and changes nothing."""
 
     @_builtins.property
     def status(self) -> _job_state_pb2.JobStatus:
@@ -55,126 +84,225 @@ class CompressionJob(_message.Message):
 
     @_builtins.property
     def report(self) -> _version_pb2.CompressionReport:
-        """Output only. What the recipe changed; set when SUCCEEDED."""
+        """Output only. What the recipe changed; set when SUCCEEDED, unless the work makes no version."""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits:
+        """Optional. Immutable. What the result has to keep to; a result that does not is not registered. Default: no limits."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         source_version: _builtins.str = ...,
-        recipe: _abc.Iterable[Global___Technique] | None = ...,
+        recipe: Global___Recipe | None = ...,
+        search: Global___SearchSettings | None = ...,
+        advice: Global___AdviceSettings | None = ...,
+        sensitivity: Global___SensitivitySettings | None = ...,
         dataset_version: _builtins.str = ...,
         status: _job_state_pb2.JobStatus | None = ...,
         result_version: _builtins.str = ...,
         report: _version_pb2.CompressionReport | None = ...,
+        limits: Global___Limits | None = ...,
+        unlabelled_dataset_version: _builtins.str = ...,
+        allow_no_gain: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "sensitivity", b"sensitivity", "status", b"status", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version", b"dataset_version", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "source_version", b"source_version", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "sensitivity", b"sensitivity", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["recipe", "search", "advice", "sensitivity"]  # noqa: Y015
+    _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
 Global___CompressionJob: _TypeAlias = CompressionJob  # noqa: Y015
 
 @_typing.final
-class Technique(_message.Message):
-    """One step of a recipe."""
+class Recipe(_message.Message):
+    """Techniques, in the order in which they are applied."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CLIP_FIELD_NUMBER: _builtins.int
-    FIXED_POINT_FIELD_NUMBER: _builtins.int
-    INT8_FIELD_NUMBER: _builtins.int
+    TECHNIQUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def clip(self) -> Global___Clip:
-        """Required (one of these). Keeps weights within a range."""
-
-    @_builtins.property
-    def fixed_point(self) -> Global___FixedPoint:
-        """Required (one of these). Keeps weights as integers with a scale of a power of two."""
-
-    @_builtins.property
-    def int8(self) -> Global___Int8:
-        """Required (one of these). Lets the engine multiply 8-bit integers."""
+    def techniques(self) -> _containers.RepeatedCompositeFieldContainer[_technique_pb2.Technique]:
+        """Required. The techniques; 1 to 16."""
 
     def __init__(
         self,
         *,
-        clip: Global___Clip | None = ...,
-        fixed_point: Global___FixedPoint | None = ...,
-        int8: Global___Int8 | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "fixed_point", b"fixed_point", "int8", b"int8", "technique", b"technique"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "fixed_point", b"fixed_point", "int8", b"int8", "technique", b"technique"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_technique: _TypeAlias = _typing.Literal["clip", "fixed_point", "int8"]  # noqa: Y015
-    _WhichOneofArgType_technique: _TypeAlias = _typing.Literal["technique", b"technique"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_technique) -> _WhichOneofReturnType_technique | None: ...
-
-Global___Technique: _TypeAlias = Technique  # noqa: Y015
-
-@_typing.final
-class Clip(_message.Message):
-    """Limits each weight matrix to [-b, b] with b = sqrt(6 / fan_in), the bound of He's uniform initialization (He et
-    al., 2015, arXiv:1502.01852). fan_in is the number of inputs of a neuron: columns of the matrix. Vectors (biases)
-    and embeddings, which have no fan-in, stay. Neither smaller nor faster by itself: it narrows the range for a step after it.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
+        techniques: _abc.Iterable[_technique_pb2.Technique] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["techniques", b"techniques"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Clip: _TypeAlias = Clip  # noqa: Y015
+Global___Recipe: _TypeAlias = Recipe  # noqa: Y015
 
 @_typing.final
-class FixedPoint(_message.Message):
-    """Stores each weight w as round(w * 2^p) in the smallest signed integer type that holds all of a tensor, beside p; the
-    engine sees w' = stored / 2^p.
-    """
+class Limits(_message.Message):
+    """What a result has to keep to, measured on the host that compresses, with one thread."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FRACTIONAL_BITS_FIELD_NUMBER: _builtins.int
-    fractional_bits: _builtins.int
-    """Optional. p, the number of fractional bits, 1 to 15. Default: 8."""
+    MAX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_P50_FIELD_NUMBER: _builtins.int
+    MAX_P99_FIELD_NUMBER: _builtins.int
+    MIN_THROUGHPUT_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_QUALITY_LOSS_FIELD_NUMBER: _builtins.int
+    max_size_bytes: _builtins.int
+    """Optional. Bytes of the served file, at most; more than 0. Default: no limit."""
+    min_throughput_rows: _builtins.float
+    """Optional. Rows a second in batches of 32, at least; more than 0. Default: no limit."""
+    max_memory_bytes: _builtins.int
+    """Optional. Peak memory of a process that only loads and runs it, at most; more than 0. Default: no limit."""
+    max_quality_loss: _builtins.float
+    """Optional. How far the quality may fall below the source's, 0 to 1: 0.01 is one point of accuracy. Default: no
+    limit.
+    """
+    @_builtins.property
+    def max_p50(self) -> _duration_pb2.Duration:
+        """Optional. Median time of one row alone, at most; more than 0. Default: no limit."""
+
+    @_builtins.property
+    def max_p99(self) -> _duration_pb2.Duration:
+        """Optional. 99th percentile of the time of one row alone, at most; more than 0. Default: no limit."""
+
     def __init__(
         self,
         *,
-        fractional_bits: _builtins.int | None = ...,
+        max_size_bytes: _builtins.int | None = ...,
+        max_p50: _duration_pb2.Duration | None = ...,
+        max_p99: _duration_pb2.Duration | None = ...,
+        min_throughput_rows: _builtins.float | None = ...,
+        max_memory_bytes: _builtins.int | None = ...,
+        max_quality_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fractional_bits", b"_fractional_bits", "fractional_bits", b"fractional_bits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes", "_max_quality_loss", b"_max_quality_loss", "_max_size_bytes", b"_max_size_bytes", "_min_throughput_rows", b"_min_throughput_rows", "max_memory_bytes", b"max_memory_bytes", "max_p50", b"max_p50", "max_p99", b"max_p99", "max_quality_loss", b"max_quality_loss", "max_size_bytes", b"max_size_bytes", "min_throughput_rows", b"min_throughput_rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fractional_bits", b"_fractional_bits", "fractional_bits", b"fractional_bits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes", "_max_quality_loss", b"_max_quality_loss", "_max_size_bytes", b"_max_size_bytes", "_min_throughput_rows", b"_min_throughput_rows", "max_memory_bytes", b"max_memory_bytes", "max_p50", b"max_p50", "max_p99", b"max_p99", "max_quality_loss", b"max_quality_loss", "max_size_bytes", b"max_size_bytes", "min_throughput_rows", b"min_throughput_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__fractional_bits: _TypeAlias = _typing.Literal["fractional_bits"]  # noqa: Y015
-    _WhichOneofArgType__fractional_bits: _TypeAlias = _typing.Literal["_fractional_bits", b"_fractional_bits"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__fractional_bits) -> _WhichOneofReturnType__fractional_bits | None: ...
+    _WhichOneofReturnType__max_memory_bytes: _TypeAlias = _typing.Literal["max_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_memory_bytes: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_quality_loss: _TypeAlias = _typing.Literal["max_quality_loss"]  # noqa: Y015
+    _WhichOneofArgType__max_quality_loss: _TypeAlias = _typing.Literal["_max_quality_loss", b"_max_quality_loss"]  # noqa: Y015
+    _WhichOneofReturnType__max_size_bytes: _TypeAlias = _typing.Literal["max_size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_size_bytes: _TypeAlias = _typing.Literal["_max_size_bytes", b"_max_size_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__min_throughput_rows: _TypeAlias = _typing.Literal["min_throughput_rows"]  # noqa: Y015
+    _WhichOneofArgType__min_throughput_rows: _TypeAlias = _typing.Literal["_min_throughput_rows", b"_min_throughput_rows"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_memory_bytes) -> _WhichOneofReturnType__max_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_quality_loss) -> _WhichOneofReturnType__max_quality_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_size_bytes) -> _WhichOneofReturnType__max_size_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_throughput_rows) -> _WhichOneofReturnType__min_throughput_rows | None: ...
 
-Global___FixedPoint: _TypeAlias = FixedPoint  # noqa: Y015
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
-class Int8(_message.Message):
-    """Dynamic quantization for onnxruntime: weights are stored as 8-bit integers, activations become so while running.
-    The result has no trainable form of its own; its parent has.
-    """
+class SearchSettings(_message.Message):
+    """How to look for a recipe."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    TIME_BUDGET_FIELD_NUMBER: _builtins.int
+    ALLOW_TRAINING_FIELD_NUMBER: _builtins.int
+    MOST_TRIALS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    objective: _builtins.str
+    """Optional. What is best among those that keep to the limits: `fastest`, `smallest` or `best_quality`. Default:
+    fastest.
+    """
+    allow_training: _builtins.bool
+    """Optional. Whether techniques that train may be used. Default: false."""
+    most_trials: _builtins.int
+    """Optional. Trials after which it ends, 1 to 10000. Default: 100."""
+    workers: _builtins.int
+    """Optional. Trials at a time, 1 to 64. Default: as many as the host has cores."""
+    seed: _builtins.int
+    """Optional. Of all random numbers. Default: 0."""
+    @_builtins.property
+    def time_budget(self) -> _duration_pb2.Duration:
+        """Optional. Time after which it ends with what it has, 10 s to 7 days. Default: 15 minutes."""
+
     def __init__(
         self,
+        *,
+        objective: _builtins.str | None = ...,
+        time_budget: _duration_pb2.Duration | None = ...,
+        allow_training: _builtins.bool = ...,
+        most_trials: _builtins.int | None = ...,
+        workers: _builtins.int | None = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_most_trials", b"_most_trials", "_objective", b"_objective", "_workers", b"_workers", "most_trials", b"most_trials", "objective", b"objective", "time_budget", b"time_budget", "workers", b"workers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_most_trials", b"_most_trials", "_objective", b"_objective", "_workers", b"_workers", "allow_training", b"allow_training", "most_trials", b"most_trials", "objective", b"objective", "seed", b"seed", "time_budget", b"time_budget", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__most_trials: _TypeAlias = _typing.Literal["most_trials"]  # noqa: Y015
+    _WhichOneofArgType__most_trials: _TypeAlias = _typing.Literal["_most_trials", b"_most_trials"]  # noqa: Y015
+    _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
+    _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
+    _WhichOneofReturnType__workers: _TypeAlias = _typing.Literal["workers"]  # noqa: Y015
+    _WhichOneofArgType__workers: _TypeAlias = _typing.Literal["_workers", b"_workers"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_trials) -> _WhichOneofReturnType__most_trials | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__objective) -> _WhichOneofReturnType__objective | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__workers) -> _WhichOneofReturnType__workers | None: ...
+
+Global___SearchSettings: _TypeAlias = SearchSettings  # noqa: Y015
+
+@_typing.final
+class AdviceSettings(_message.Message):
+    """How to give advice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOW_TRAINING_FIELD_NUMBER: _builtins.int
+    allow_training: _builtins.bool
+    """Optional. Whether techniques that train are advised too. Default: false."""
+    def __init__(
+        self,
+        *,
+        allow_training: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_training", b"allow_training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Int8: _TypeAlias = Int8  # noqa: Y015
+Global___AdviceSettings: _TypeAlias = AdviceSettings  # noqa: Y015
+
+@_typing.final
+class SensitivitySettings(_message.Message):
+    """How to measure what each layer loses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BITS_FIELD_NUMBER: _builtins.int
+    bits: _builtins.int
+    """Optional. Bits of the integers that a layer's weights become, 2 to 8. Default: 8."""
+    def __init__(
+        self,
+        *,
+        bits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "bits", b"bits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "bits", b"bits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bits: _TypeAlias = _typing.Literal["bits"]  # noqa: Y015
+    _WhichOneofArgType__bits: _TypeAlias = _typing.Literal["_bits", b"_bits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bits) -> _WhichOneofReturnType__bits | None: ...
+
+Global___SensitivitySettings: _TypeAlias = SensitivitySettings  # noqa: Y015

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maas_compression.recipe import Clip
-from maas_compression.repackage import repackage
+from maas_compression.techniques.repackage import repackage
 from maas_package.package import Package
 from maas_package.trainable import load_module
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from maas_compression.recipe import FixedPoint
-from maas_compression.repackage import repackage
+from maas_compression.techniques.repackage import repackage
 from maas_package.manifest import FixedPointStorage
 from maas_package.package import Package, write_package
 from maas_package.trainable import load_module

@@ -1,0 +1,1 @@
+"""What source and result are measured and judged by."""
