@@ -33,7 +33,7 @@ class Limits:
     max_size_bytes: int | None = None
     max_p50_seconds: float | None = None
     max_p99_seconds: float | None = None
-    min_rows_per_second: float | None = None
+    min_throughput_rows: float | None = None
     max_memory_bytes: int | None = None
     max_quality_loss: float | None = None
 
@@ -59,6 +59,9 @@ class Limits:
         return cls(**value)
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What was found of a result; None where it was not measured (a search drops hopeless trials before that)."""
@@ -75,7 +78,7 @@ _FIGURE_OF_LIMIT = {
     "max_size_bytes": "size_bytes",
     "max_p50_seconds": "p50_seconds",
     "max_p99_seconds": "p99_seconds",
-    "min_rows_per_second": "rows_per_second",
+    "min_throughput_rows": "rows_per_second",
     "max_memory_bytes": "memory_bytes",
     "max_quality_loss": "quality_loss",
 }
@@ -149,7 +152,7 @@ _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "max_size_bytes": ("the served file", _megabytes),
     "max_p50_seconds": ("the median time of one row", _milliseconds),
     "max_p99_seconds": ("the 99th percentile of the time of one row", _milliseconds),
-    "min_rows_per_second": ("throughput in batches", _rows),
+    "min_throughput_rows": ("throughput in batches", _rows),
     "max_memory_bytes": ("peak memory", _megabytes),
     "max_quality_loss": ("loss of quality", _points),
 }

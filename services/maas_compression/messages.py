@@ -6,11 +6,11 @@ from google.protobuf.json_format import ParseDict
 from maas.compression.v1 import compression_job_pb2 as messages
 from maas.names import JobName
 from maas.registry.v1 import version_pb2
+from maas_compression.limits import Limits
 from maas_compression.recipe import technique_from_proto, technique_to_proto
 from maas_compression.spec import (
     AdviceWork,
     CompressionSpec,
-    Limits,
     RecipeWork,
     SearchWork,
     SensitivityWork,

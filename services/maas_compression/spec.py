@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Self, TypeAlias
 
 from maas.names import DatasetVersionName, VersionName
+from maas_compression.limits import NO_LIMITS, Limits
 from maas_compression.recipe import Recipe, parse_recipe, technique_text
 from maas_jobs.job import JsonObject
 
@@ -13,18 +14,6 @@ LEARNING_SPLIT = "train"
 SOURCE_FOLDER = "source"
 RESULT_FOLDER = "result"
 """Where in a job's folder the two packages lie."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a result has to keep to; None: no limit. `max_quality_loss`: how far the quality may fall, 0 to 1."""
-
-    max_size_bytes: int | None = None
-    max_p50_seconds: float | None = None
-    max_p99_seconds: float | None = None
-    min_throughput_rows: float | None = None
-    max_memory_bytes: int | None = None
-    max_quality_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +58,7 @@ class CompressionSpec:
 
     source_version: VersionName
     work: Work
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     dataset_version: DatasetVersionName | None = None
     """None for a source that takes no texts."""
     unlabelled_dataset_version: DatasetVersionName | None = None
@@ -80,7 +69,7 @@ class CompressionSpec:
         return {
             "source_version": str(self.source_version),
             "work": _work_to_json(self.work),
-            "limits": asdict(self.limits),
+            "limits": self.limits.to_json(),
             "dataset_version": _name_to_json(self.dataset_version),
             "unlabelled_dataset_version": _name_to_json(self.unlabelled_dataset_version),
             "allow_no_gain": self.allow_no_gain,
@@ -92,7 +81,7 @@ class CompressionSpec:
         return cls(
             VersionName.parse(value["source_version"]),
             _work_from_json(value["work"]),
-            Limits(**value["limits"]),
+            Limits.from_json(value["limits"]),
             _name_from_json(value["dataset_version"]),
             _name_from_json(value["unlabelled_dataset_version"]),
             value["allow_no_gain"],

@@ -59,10 +59,8 @@ def agreement(first: Predictor, second: Predictor, parts: Iterable[Sequence[str]
 
 def predict_all(predictor: Predictor, texts: Sequence[str]) -> NDArray[np.int64]:
     """Return the class of each text: int64 [N]."""
-    # Texts of like length go together, so that little is computed on padding; the answers keep the texts' order.
-    order = np.array(sorted(range(len(texts)), key=lambda index: len(texts[index])), np.int64)
     classes = np.empty(len(texts), np.int64)
-    for indices in _batches(order):
+    for indices in length_batches(texts):
         classes[indices] = predictor.predict_texts([texts[index] for index in indices]).predicted
     return classes
 
@@ -79,6 +77,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
-def _batches(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def length_batches(texts: Sequence[str]) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of the texts, a batch at a time.
+
+    Texts of like length go together, so that little is computed on padding. The same texts give the same batches:
+    dynamic quantization takes its scale from the whole batch, so an answer depends on what else is in it.
+    """
+    order = np.array(sorted(range(len(texts)), key=lambda index: len(texts[index])), np.int64)
     for begin in range(0, len(order), _BATCH_ROWS):
         yield order[begin : begin + _BATCH_ROWS]

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from maas_jobs.dataset import LABEL_COLUMN, TEXT_COLUMN, check_columns
+from maas_jobs.dataset import LABEL_COLUMN, LABELLED, TEXT_COLUMN, check_columns
 from maas_runtime.failures import InvalidInput
 
 PART_ROWS = 8192
@@ -146,6 +146,31 @@ def open_labelled_split(path: Path) -> LabelledSplit:
     if not rows:
         raise DatasetEmpty(f"the split {name} has no rows")
     return LabelledSplit(path, rows, counts, schema.metadata or {})
+
+
+def category_columns(path: Path, most_values: int = 10) -> dict[str, list[str]]:
+    """Return the columns beside text and label that tell rows apart by 2 to `most_values` words or whole numbers.
+
+    Each has as many values as the split has rows; where a row has none it is "none".
+    """
+    found: dict[str, list[str]] = {}
+    with _opened(path) as file:
+        kinds = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_boolean,
+                 pyarrow.types.is_integer)  # fmt: skip
+        for field in file.schema_arrow:
+            if field.name in LABELLED or not any(fits(field.type) for fits in kinds):
+                continue
+            values: list[str] = []
+            different: set[str] = set()
+            for (part,) in _parts(file, [field.name]):
+                words = ["none" if value is None else str(value) for value in part.to_pylist()]
+                different.update(words)
+                if len(different) > most_values:
+                    break
+                values += words
+            if 2 <= len(different) <= most_values:
+                found[field.name] = values
+    return found
 
 
 def count_classes(train: LabelledSplit) -> int:

@@ -10,7 +10,7 @@ EVERYTHING = Limits(
     max_size_bytes=6_000_000,
     max_p50_seconds=0.002,
     max_p99_seconds=0.004,
-    min_rows_per_second=400.0,
+    min_throughput_rows=400.0,
     max_memory_bytes=200_000_000,
     max_quality_loss=0.01,
 )
@@ -28,7 +28,7 @@ def test_each_broken_limit_is_named_with_what_was_found() -> None:
         "max_size_bytes",
         "max_p50_seconds",
         "max_p99_seconds",
-        "min_rows_per_second",
+        "min_throughput_rows",
         "max_memory_bytes",
         "max_quality_loss",
     ]
@@ -50,7 +50,7 @@ def test_what_was_not_measured_is_not_checked() -> None:
 def test_a_quality_that_is_not_a_number_keeps_to_no_limit() -> None:
     broken = Limits(max_quality_loss=1.0).failures(Figures(quality_loss=math.nan))
     assert [check.excess for check in broken] == [math.inf]
-    assert LimitCheck("min_rows_per_second", 1.0, 0.0).excess == math.inf
+    assert LimitCheck("min_throughput_rows", 1.0, 0.0).excess == math.inf
 
 
 def test_a_better_quality_is_no_loss() -> None:
