@@ -11,9 +11,12 @@ from maas_registry.domain.store import ModelStore
 from maas_registry.domain.versions import (
     CompressionReport,
     File,
+    LimitCheck,
     Provenance,
+    QualityDifference,
     ServableSpec,
     Signature,
+    SliceQuality,
     Version,
     VersionContent,
 )
@@ -42,7 +45,19 @@ FULL = VersionContent(
         recipe=("clip(rule=fan_in)", "int8"),
         evaluation=EVALUATION,
         compression_report=CompressionReport(
-            MEASUREMENT, MEASUREMENT, EVALUATION, EVALUATION, 0.99, True, False, "smaller by 70 %"
+            MEASUREMENT,
+            MEASUREMENT,
+            EVALUATION,
+            Evaluation("fidelity", 0.99, 0.98, 1.0, 256, None, ""),
+            0.99,
+            True,
+            False,
+            "smaller by 70 %",
+            QualityDifference(-0.01, -0.02, 0.0),
+            0.25,
+            (SliceQuality("class", "negative", 900, 0.7, 0.69, QualityDifference(-0.01, -0.03, 0.01)),),
+            (LimitCheck("max_size_bytes", 100.0, 10.0),),
+            12.5,
         ),
         code_revision="1f2e3d",
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
 
 from maas.errors import MaasError, from_rpc_error
@@ -187,6 +188,7 @@ async def test_a_version_comes_back_with_all_that_was_said_and_found(
         servable_bytes=1, package_bytes=2, parameter_count=3, nonzero_share=0.5, latency_p50_ms=1, latency_p99_ms=2,
         throughput_rows=3, peak_memory_bytes=4, engine="onnxruntime", hardware="2 cores",
     )  # fmt: skip
+    difference = version_pb2.QualityDifference(value=-0.01, low=-0.02, high=0.0)
     stated: dict[str, Any] = {
         "parent_version": parent.name,
         "description": "smaller",
@@ -197,6 +199,11 @@ async def test_a_version_comes_back_with_all_that_was_said_and_found(
         "compression_report": version_pb2.CompressionReport(
             before=measurement, after=measurement, quality_before=evaluation, quality_after=evaluation,
             agreement=0.99, smaller=True, faster=False, verdict="smaller",
+            quality_difference=difference, mcnemar_p=0.5,
+            slices=[version_pb2.SliceQuality(kind="class", slice="bad", row_count=7, before=1, after=0.5,
+                                             difference=difference)],
+            limits=[version_pb2.LimitCheck(limit="max_size_bytes", wanted=2, found=1)],
+            work_duration=Duration(seconds=12, nanos=500_000_000),
         ),
     }  # fmt: skip
     made = await create_version(registry, address, **stated)

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from maas.names import AliasName, BlobName, DatasetVersionName, JobName, ModelName, VersionName
@@ -31,9 +32,12 @@ from maas_registry.domain.signatures import VersionSignature
 from maas_registry.domain.versions import (
     CompressionReport,
     File,
+    LimitCheck,
     Provenance,
+    QualityDifference,
     ServableSpec,
     Signature,
+    SliceQuality,
     Version,
     VersionDraft,
 )
@@ -311,7 +315,7 @@ def evaluation_from_proto(message: version_pb2.Evaluation) -> Evaluation:
         low=message.low,
         high=message.high,
         row_count=message.row_count,
-        dataset_version=DatasetVersionName.parse(message.dataset_version),
+        dataset_version=DatasetVersionName.parse(message.dataset_version) if message.dataset_version else None,
         split=message.split,
     )
 
@@ -323,7 +327,7 @@ def _evaluation_to_proto(evaluation: Evaluation) -> version_pb2.Evaluation:
         low=evaluation.low,
         high=evaluation.high,
         row_count=evaluation.row_count,
-        dataset_version=str(evaluation.dataset_version),
+        dataset_version=str(evaluation.dataset_version or ""),
         split=evaluation.split,
         create_time=None if evaluation.create_time is None else _timestamp(evaluation.create_time),
     )
@@ -371,6 +375,13 @@ def _report_from_proto(message: version_pb2.CompressionReport) -> CompressionRep
         smaller=message.smaller,
         faster=message.faster,
         verdict=message.verdict,
+        quality_difference=_difference_from_proto(message.quality_difference)
+        if message.HasField("quality_difference")
+        else None,
+        mcnemar_p=message.mcnemar_p if message.HasField("mcnemar_p") else None,
+        slices=tuple(_slice_from_proto(one) for one in message.slices),
+        limits=tuple(LimitCheck(one.limit, one.wanted, one.found) for one in message.limits),
+        work_seconds=message.work_duration.ToNanoseconds() / 1e9 if message.HasField("work_duration") else None,
     )
 
 
@@ -384,7 +395,50 @@ def _report_to_proto(report: CompressionReport) -> version_pb2.CompressionReport
         smaller=report.smaller,
         faster=report.faster,
         verdict=report.verdict,
+        quality_difference=None
+        if report.quality_difference is None
+        else _difference_to_proto(report.quality_difference),
+        mcnemar_p=report.mcnemar_p,
+        slices=[_slice_to_proto(one) for one in report.slices],
+        limits=[version_pb2.LimitCheck(limit=one.limit, wanted=one.wanted, found=one.found) for one in report.limits],
+        work_duration=None if report.work_seconds is None else _duration(report.work_seconds),
     )
+
+
+def _difference_from_proto(message: version_pb2.QualityDifference) -> QualityDifference:
+    return QualityDifference(message.value, message.low, message.high)
+
+
+def _difference_to_proto(difference: QualityDifference) -> version_pb2.QualityDifference:
+    return version_pb2.QualityDifference(value=difference.value, low=difference.low, high=difference.high)
+
+
+def _slice_from_proto(message: version_pb2.SliceQuality) -> SliceQuality:
+    return SliceQuality(
+        kind=message.kind,
+        slice=message.slice,
+        row_count=message.row_count,
+        before=message.before,
+        after=message.after,
+        difference=_difference_from_proto(message.difference),
+    )
+
+
+def _slice_to_proto(quality: SliceQuality) -> version_pb2.SliceQuality:
+    return version_pb2.SliceQuality(
+        kind=quality.kind,
+        slice=quality.slice,
+        row_count=quality.row_count,
+        before=quality.before,
+        after=quality.after,
+        difference=_difference_to_proto(quality.difference),
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def _model_details_to_proto(

@@ -25,14 +25,17 @@ LEGAL_TRANSITIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Quality on held-out rows, with its 95 % confidence interval. `create_time` when it was added to a version."""
+    """Quality on held-out rows, with its 95 % confidence interval. `create_time` when it was added to a version.
+
+    Without a dataset, on made-up inputs: that is how a model without texts is compared with its parent.
+    """
 
     metric: str
     value: float
     low: float
     high: float
     row_count: int
-    dataset_version: DatasetVersionName
+    dataset_version: DatasetVersionName | None
     split: str
     create_time: datetime | None = None
 

@@ -41,6 +41,36 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityDifference:
+    """The result's quality minus the parent's on the same rows, with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class SliceQuality:
+    """Quality on the rows that have `slice` of `kind` in common."""
+
+    kind: str
+    slice: str
+    row_count: int
+    before: float
+    after: float
+    difference: QualityDifference
+
+
+@dataclass(frozen=True, slots=True)
+class LimitCheck:
+    """A limit that was stated, and what was found."""
+
+    limit: str
+    wanted: float
+    found: float
+
+
+@dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What compression changed; both sides measured in one run."""
 
@@ -52,6 +82,11 @@ class CompressionReport:
     smaller: bool
     faster: bool
     verdict: str
+    quality_difference: QualityDifference | None = None
+    mcnemar_p: float | None = None
+    slices: tuple[SliceQuality, ...] = ()
+    limits: tuple[LimitCheck, ...] = ()
+    work_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,12 @@ from maas_registry.domain.parquet_file import Column
 from maas_registry.domain.versions import (
     CompressionReport,
     File,
+    LimitCheck,
     Provenance,
+    QualityDifference,
     ServableSpec,
     Signature,
+    SliceQuality,
     VersionContent,
 )
 
@@ -220,14 +223,15 @@ def _provenance_from_json(value: Json) -> Provenance:
 
 def _evaluation_to_json(evaluation: Evaluation) -> Json:
     return asdict(evaluation) | {
-        "dataset_version": str(evaluation.dataset_version),
+        "dataset_version": _text(evaluation.dataset_version),
         "create_time": _time_to_json(evaluation.create_time),
     }
 
 
 def _evaluation_from_json(value: Json) -> Evaluation:
+    dataset = value["dataset_version"]
     changed = {
-        "dataset_version": DatasetVersionName.parse(value["dataset_version"]),
+        "dataset_version": DatasetVersionName.parse(dataset) if dataset else None,
         "create_time": _time_from_json(value["create_time"]),
     }
     return Evaluation(**(value | changed))
@@ -251,17 +255,20 @@ def _report_to_json(report: CompressionReport) -> Json:
 
 
 def _report_from_json(value: Json) -> CompressionReport:
-    return CompressionReport(
-        **(
-            value
-            | {
-                "before": _measurement_from_json(value["before"]),
-                "after": _measurement_from_json(value["after"]),
-                "quality_before": _evaluation_from_json(value["quality_before"]),
-                "quality_after": _evaluation_from_json(value["quality_after"]),
-            }
-        )
-    )
+    difference = value.get("quality_difference")  # as all that follows, younger than the first reports
+    changed = {
+        "before": _measurement_from_json(value["before"]),
+        "after": _measurement_from_json(value["after"]),
+        "quality_before": _evaluation_from_json(value["quality_before"]),
+        "quality_after": _evaluation_from_json(value["quality_after"]),
+        "quality_difference": QualityDifference(**difference) if difference else None,
+        "slices": tuple(
+            SliceQuality(**(one | {"difference": QualityDifference(**one["difference"])}))
+            for one in value.get("slices", ())
+        ),
+        "limits": tuple(LimitCheck(**one) for one in value.get("limits", ())),
+    }
+    return CompressionReport(**(value | changed))
 
 
 def _deletion_to_json(deletion: Deletion | None) -> Json | None:

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -352,19 +353,23 @@ class Evaluation(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
-    """Required. What was measured: `accuracy`."""
+    """Required. What was measured: `accuracy`, the share of right classes. In a compression's report also `cosine`, the
+    mean cosine of a text's vector to the parent's, or `fidelity`, 1 - |y' - y| / |y| of a row's tensors.
+    """
     value: _builtins.float
     """Required. Its value."""
     low: _builtins.float
-    """Required. Lower end of the 95 % confidence interval (Wilson's score interval for shares)."""
+    """Required. Lower end of the 95 % confidence interval: Wilson's score interval for shares, the percentile bootstrap
+    of 2,000 resamples for means.
+    """
     high: _builtins.float
     """Required. Upper end of the 95 % confidence interval."""
     row_count: _builtins.int
     """Required. How many rows were judged; at least 1."""
     dataset_version: _builtins.str
-    """Required. The rows: `datasets/{dataset}/versions/{version}`."""
+    """Optional. The rows: `datasets/{dataset}/versions/{version}`. Default: made-up inputs, for models without texts."""
     split: _builtins.str
-    """Required. The split of the dataset: `test`."""
+    """Optional. The split of the dataset: `test`. Default: none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was added; not set when it came with the version."""
@@ -467,8 +472,15 @@ class CompressionReport(_message.Message):
     SMALLER_FIELD_NUMBER: _builtins.int
     FASTER_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    QUALITY_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    MCNEMAR_P_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    WORK_DURATION_FIELD_NUMBER: _builtins.int
     agreement: _builtins.float
-    """Required. Share of rows on which both give the same answer, 0 to 1."""
+    """Required. Share of rows on which both give the same answer, 0 to 1: the class; the nearest among the other rows'
+    vectors; or the place of the largest number.
+    """
     smaller: _builtins.bool
     """Required. Whether the served file is smaller by at least 5 %."""
     faster: _builtins.bool
@@ -476,6 +488,10 @@ class CompressionReport(_message.Message):
     verdict: _builtins.str
     """Required. One sentence: what was won, what it cost, and, when it is neither smaller nor faster, that it is not
     a compression.
+    """
+    mcnemar_p: _builtins.float
+    """Optional. How probable it is that changed answers fall so unevenly when neither is better: McNemar's exact test,
+    two-sided, 0 to 1. Default: none, where there are no right and wrong answers.
     """
     @_builtins.property
     def before(self) -> Global___Measurement:
@@ -493,6 +509,22 @@ class CompressionReport(_message.Message):
     def quality_after(self) -> Global___Evaluation:
         """Required. Quality of the result."""
 
+    @_builtins.property
+    def quality_difference(self) -> Global___QualityDifference:
+        """Optional. By how much the quality changed, compared row by row. Default: not known."""
+
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceQuality]:
+        """Optional. Quality on parts of the rows; at most 200. Default: none."""
+
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitCheck]:
+        """Optional. The limits that were stated, each kept; at most 16. Default: none."""
+
+    @_builtins.property
+    def work_duration(self) -> _duration_pb2.Duration:
+        """Optional. Time from the recipe's first technique to this report; at most a year. Default: not known."""
+
     def __init__(
         self,
         *,
@@ -504,11 +536,126 @@ class CompressionReport(_message.Message):
         smaller: _builtins.bool = ...,
         faster: _builtins.bool = ...,
         verdict: _builtins.str = ...,
+        quality_difference: Global___QualityDifference | None = ...,
+        mcnemar_p: _builtins.float | None = ...,
+        slices: _abc.Iterable[Global___SliceQuality] | None = ...,
+        limits: _abc.Iterable[Global___LimitCheck] | None = ...,
+        work_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "quality_after", b"quality_after", "quality_before", b"quality_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mcnemar_p", b"_mcnemar_p", "after", b"after", "before", b"before", "mcnemar_p", b"mcnemar_p", "quality_after", b"quality_after", "quality_before", b"quality_before", "quality_difference", b"quality_difference", "work_duration", b"work_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "agreement", b"agreement", "before", b"before", "faster", b"faster", "quality_after", b"quality_after", "quality_before", b"quality_before", "smaller", b"smaller", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mcnemar_p", b"_mcnemar_p", "after", b"after", "agreement", b"agreement", "before", b"before", "faster", b"faster", "limits", b"limits", "mcnemar_p", b"mcnemar_p", "quality_after", b"quality_after", "quality_before", b"quality_before", "quality_difference", b"quality_difference", "slices", b"slices", "smaller", b"smaller", "verdict", b"verdict", "work_duration", b"work_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mcnemar_p: _TypeAlias = _typing.Literal["mcnemar_p"]  # noqa: Y015
+    _WhichOneofArgType__mcnemar_p: _TypeAlias = _typing.Literal["_mcnemar_p", b"_mcnemar_p"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mcnemar_p) -> _WhichOneofReturnType__mcnemar_p | None: ...
+
+Global___CompressionReport: _TypeAlias = CompressionReport  # noqa: Y015
+
+@_typing.final
+class QualityDifference(_message.Message):
+    """A difference of two qualities on the same rows, the result's minus the parent's: below 0 is a loss."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """Required. The difference that was seen."""
+    low: _builtins.float
+    """Required. Lower end of its 95 % confidence interval: Bonett and Price's for paired shares, the percentile
+    bootstrap of 2,000 resamples for means.
+    """
+    high: _builtins.float
+    """Required. Upper end of its 95 % confidence interval."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CompressionReport: _TypeAlias = CompressionReport  # noqa: Y015
+Global___QualityDifference: _TypeAlias = QualityDifference  # noqa: Y015
+
+@_typing.final
+class SliceQuality(_message.Message):
+    """Quality on the rows that have something in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Required. What they have in common: `class`, `length`, or a column of the dataset; at most 255 characters."""
+    slice: _builtins.str
+    """Required. Which of that kind: a class, `12 to 80 characters`, a value of the column; at most 255 characters."""
+    row_count: _builtins.int
+    """Required. How many rows there are."""
+    before: _builtins.float
+    """Required. The parent's quality on them."""
+    after: _builtins.float
+    """Required. The result's quality on them."""
+    @_builtins.property
+    def difference(self) -> Global___QualityDifference:
+        """Required. By how much it changed."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        slice: _builtins.str = ...,
+        row_count: _builtins.int = ...,
+        before: _builtins.float = ...,
+        after: _builtins.float = ...,
+        difference: Global___QualityDifference | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "difference", b"difference", "kind", b"kind", "row_count", b"row_count", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SliceQuality: _TypeAlias = SliceQuality  # noqa: Y015
+
+@_typing.final
+class LimitCheck(_message.Message):
+    """A limit and what was found of the result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    limit: _builtins.str
+    """Required. Which limit: `max_size_bytes`, `max_p50_seconds`, `max_p99_seconds`, `min_throughput_rows`,
+    `max_memory_bytes` or `max_quality_loss`; at most 63 characters.
+    """
+    wanted: _builtins.float
+    """Required. What was asked for, in the unit of the limit's name."""
+    found: _builtins.float
+    """Required. What was found."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.str = ...,
+        wanted: _builtins.float = ...,
+        found: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "limit", b"limit", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitCheck: _TypeAlias = LimitCheck  # noqa: Y015
