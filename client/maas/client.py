@@ -542,14 +542,19 @@ class Client:
         *,
         architecture: str = "",
         hyperparameters: Hyperparameters | None = None,
+        source: str = "",
         request_id: str = "",
     ) -> TrainingJob:
-        """Start a training job that ends with a new version of `model`; `dataset` is `reviews` or `reviews@2`."""
+        """Start a training job that ends with a new version of `model`; `dataset` is `reviews` or `reviews@2`.
+
+        With a `source`, such as `minilm@1`, it goes on from the weights of that version.
+        """
         job = TrainingJob(
             model=_model_name(model),
             dataset_version=_dataset_reference(dataset),
             architecture=architecture,
             hyperparameters=hyperparameters,
+            source_version=self._version_name(source) if source else "",
         )
         return self._training.CreateTrainingJob(
             training_service_pb2.CreateTrainingJobRequest(training_job=job, request_id=request_id or _request_id())

@@ -1,5 +1,7 @@
 """Training jobs as messages."""
 
+from dataclasses import replace
+
 from google.protobuf.json_format import ParseDict
 
 from maas.names import JobName
@@ -28,13 +30,15 @@ def job_to_proto(job: Job) -> messages.TrainingJob:
             dropout=spec.hyperparameters.dropout,
             patience=spec.hyperparameters.patience,
             seed=spec.hyperparameters.seed,
+            warm_up=spec.hyperparameters.warm_up,
         ),
+        source_version=str(spec.source_version) if spec.source_version else "",
         status=status_to_proto(job),
         result_version=result.get("version", ""),
         evaluation=ParseDict(result["evaluation"], version_pb2.Evaluation()) if "evaluation" in result else None,
     )
 
 
-def hyperparameters_from_proto(message: messages.Hyperparameters) -> Hyperparameters:
+def hyperparameters_from_proto(message: messages.Hyperparameters, default: Hyperparameters) -> Hyperparameters:
     """Return what was asked for; what was not keeps its default."""
-    return Hyperparameters(**{field.name: value for field, value in message.ListFields()})
+    return replace(default, **{field.name: value for field, value in message.ListFields()})

@@ -1,5 +1,7 @@
 """The step `register`: the package in the job's folder becomes a version of the model."""
 
+from typing import Any
+
 from google.protobuf.json_format import ParseDict
 
 from maas.registry.v1 import version_pb2
@@ -7,6 +9,9 @@ from maas_jobs.job import JsonObject
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import create_model_if_missing, create_version, registry_channel, upload_folder
 from maas_training.spec import PACKAGE_FOLDER, TrainingSpec
+
+FINE_TUNED_FROM = "fine_tuned_from"
+"""The tag that names the version of another model whose weights training began with."""
 
 
 def register(request: StepRequest, report: Reporter) -> JsonObject:
@@ -21,6 +26,7 @@ def register(request: StepRequest, report: Reporter) -> JsonObject:
             spec.model,
             version_pb2.Version(
                 files=files,
+                **_lineage(spec),
                 source_job=request.job_name,
                 dataset_version=str(spec.dataset_version),
                 evaluation=ParseDict(evaluation, version_pb2.Evaluation()),
@@ -29,6 +35,15 @@ def register(request: StepRequest, report: Reporter) -> JsonObject:
         )
     report.log(f"registered {version.name}")
     return {"version": version.name, "evaluation": evaluation}
+
+
+def _lineage(spec: TrainingSpec) -> dict[str, Any]:
+    """Return the parent, or a tag where the source is of another model: a parent never is."""
+    if spec.source_version is None:
+        return {}
+    if spec.source_version.model == spec.model:
+        return {"parent_version": str(spec.source_version)}
+    return {"tags": {FINE_TUNED_FROM: str(spec.source_version)}}
 
 
 if __name__ == "__main__":

@@ -7,24 +7,22 @@ from functools import partial
 import torch
 from google.protobuf.json_format import MessageToDict
 
-from maas.label_names import label_names
 from maas.registry.v1 import version_pb2
 from maas_engine.predictor import open_predictor
 from maas_engine.publish import publish_servables
 from maas_engine.quality import evaluate
 from maas_jobs.job import JsonObject
-from maas_jobs.labelled_rows import LabelledSplit, check_labels, count_classes, open_labelled_split
+from maas_jobs.labelled_rows import LabelledSplit, check_labels, open_labelled_split
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import split_path
 from maas_learning.checkpoint import Checkpoints
 from maas_learning.encoded_rows import encode_rows
 from maas_learning.loop import EpochMoment, LearningSettings, learn
 from maas_learning.objectives import Accuracy, cross_entropy
-from maas_package.architectures import load_architecture
 from maas_package.package import Package
-from maas_package.text import build_word_tokenizer
 from maas_package.trainable import package_trained_model
-from maas_training.spec import PACKAGE_FOLDER, SPLITS, Hyperparameters, TrainingSpec
+from maas_training.beginning import Beginning, begin_anew, begin_with
+from maas_training.spec import PACKAGE_FOLDER, SOURCE_FOLDER, SPLITS, Hyperparameters, TrainingSpec
 
 # Where the parts of this step begin, as shares of it.
 _WORDS, _ENCODE, _TRAIN, _EXPORT, _EVALUATE = 0.005, 0.01, 0.02, 0.93, 0.97
@@ -37,10 +35,14 @@ def train_and_package(request: StepRequest, report: Reporter) -> JsonObject:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     report.progress(0.0, "read")
     splits = {name: open_labelled_split(split_path(request.folder, name)) for name in SPLITS}
-    classes = count_classes(splits["train"])
+    report.progress(_WORDS, "words")
+    if spec.source_version is None:
+        beginning = begin_anew(spec, splits["train"])
+    else:
+        beginning = begin_with(request.folder / SOURCE_FOLDER, spec.hyperparameters, splits["train"])
     for name in ("validation", "test"):
-        check_labels(splits[name], classes)
-    package = _train(spec, splits, classes, request, report)
+        check_labels(splits[name], len(beginning.labels))
+    package = _train(spec, splits, beginning, request, report)
     report.progress(_EVALUATE, "evaluate")
     predictor = open_predictor(package, threads=torch.get_num_threads())
     quality = evaluate(predictor, ((part.texts, part.labels) for part in splits["test"].parts()))
@@ -62,24 +64,12 @@ def train_and_package(request: StepRequest, report: Reporter) -> JsonObject:
 
 
 def _train(
-    spec: TrainingSpec, splits: dict[str, LabelledSplit], classes: int, request: StepRequest, report: Reporter
+    spec: TrainingSpec, splits: dict[str, LabelledSplit], beginning: Beginning, request: StepRequest, report: Reporter
 ) -> Package:
-    architecture = load_architecture(spec.architecture)
-    defaults = architecture.default_config
-    report.progress(_WORDS, "words")
-    tokenizer = build_word_tokenizer(splits["train"].texts(), defaults["vocabulary_size"])
-    config = architecture.parse_config(
-        {
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "classes": classes,
-            "dropout": spec.hyperparameters.dropout,
-        }
-    )
-    torch.manual_seed(spec.hyperparameters.seed)
-    module = architecture.build(config)
+    module, tokenizer = beginning.module, beginning.tokenizer
     report.log(
         f"{spec.architecture}: {sum(parameter.numel() for parameter in module.parameters()):,} weights, "
-        f"{tokenizer.vocabulary_size:,} words, {classes} classes, {torch.get_num_threads()} threads"
+        f"{tokenizer.vocabulary_size:,} words, {len(beginning.labels)} classes, {torch.get_num_threads()} threads"
     )
     report.progress(_ENCODE, "encode")
     encoded = request.folder / "encoded"
@@ -102,11 +92,11 @@ def _train(
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
     package = package_trained_model(
         folder,
-        architecture=architecture,
-        config=config,
+        architecture=beginning.architecture,
+        config=beginning.config,
         module=module,
         tokenizer=tokenizer,
-        labels=label_names(splits["train"].metadata, classes),
+        labels=beginning.labels,
     )
     return publish_servables(package, splits["validation"].first_texts(), report.log)
 
@@ -118,6 +108,7 @@ def _settings(wanted: Hyperparameters) -> LearningSettings:
         learning_rate=wanted.learning_rate,
         patience=wanted.patience,
         seed=wanted.seed,
+        warm_up=wanted.warm_up,
     )
 
 

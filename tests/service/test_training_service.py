@@ -158,3 +158,25 @@ def test_a_killed_service_goes_on_from_the_last_epoch_and_registers_once(cluster
     for epoch in (1, epochs):
         assert sum(line.startswith(f"epoch {epoch} of") for line in lines) == 1
     assert [version.name for version in versions_of(cluster, "models/killed")] == [seen[-1].result_version]
+
+
+def test_training_goes_on_from_a_version_of_the_same_model_or_another(cluster: JobCluster) -> None:
+    first = last_of(watch(cluster, create(cluster, model="models/source").name))
+    created = create(cluster, model="models/source", source_version=first.result_version)
+    assert created.source_version == first.result_version
+    assert created.hyperparameters.warm_up > 0
+    assert created.hyperparameters.learning_rate < first.hyperparameters.learning_rate
+    second = last_of(watch(cluster, created.name))
+    assert second.status.state == job_state_pb2.JOB_STATE_SUCCEEDED, second.status.error
+    child = next(one for one in versions_of(cluster, "models/source") if one.name == second.result_version)
+    assert child.parent_version == first.result_version
+    other = last_of(watch(cluster, create(cluster, model="models/other", source_version=first.result_version).name))
+    (version,) = versions_of(cluster, "models/other")
+    assert version.name == other.result_version
+    assert dict(version.tags) == {"fine_tuned_from": first.result_version}
+    refused = {"source_version": first.result_version, "architecture": "bert-text-classifier"}
+    assert failure_of(lambda: create(cluster, **refused)) == ("INVALID_ARGUMENT", "ARCHITECTURE_NOT_OF_SOURCE")
+    assert failure_of(lambda: create(cluster, source_version="models/source/versions/9")) == (
+        "NOT_FOUND",
+        "VERSION_NOT_FOUND",
+    )

@@ -27,11 +27,21 @@ def add_to(app: typer.Typer) -> None:
 def train(
     dataset: Annotated[str, typer.Option(help="Data to train on: NAME, or NAME@VERSION.")],
     model: Annotated[str, typer.Option(help="Model that gets the version; it is made if there is none.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="MODEL[@VERSION|@ALIAS]", help="Classifier or encoder to go on from."),
+    ] = "",
     architecture: Annotated[str, typer.Option(help="Default: lstm-text-classifier.")] = "",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: 10.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: 10; with --from 3.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Step size of Adam.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share dropped. Default: 0.5.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Largest step size of Adam.")] = None,
+    warm_up: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the steps in which the step size rises; then it falls to 0. Default with --from: 0.1."
+        ),
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share dropped. Default: 0.5; of a transformer 0.1.")] = None,
     patience: Annotated[
         int | None,
         typer.Option(help="Epochs without a better validation accuracy before it stops. Default: 3."),
@@ -41,7 +51,10 @@ def train(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model on a dataset and register the result. Ctrl-C leaves the job running."""
+    """Train a model on a dataset and register the result. Ctrl-C leaves the job running.
+
+    With --from it goes on from a version: a classifier learns more, an encoder learns to tell the data's classes apart.
+    """
     with connected(endpoint) as client:
         from maas.training.v1.training_job_pb2 import Hyperparameters
 
@@ -52,8 +65,9 @@ def train(
             dropout=dropout,
             patience=patience,
             seed=seed,
+            warm_up=warm_up,
         )
-        job = client.train(model, dataset, architecture=architecture, hyperparameters=hyperparameters)
+        job = client.train(model, dataset, architecture=architecture, hyperparameters=hyperparameters, source=source)
         _follow(client, job, no_wait=no_wait, as_json=as_json)
 
 

@@ -64,10 +64,14 @@ class BertConfig:
 
 @dataclass(frozen=True, slots=True)
 class BertTextClassifierConfig(BertConfig):
-    """`pooler`: what follows the first token's dense layer: tanh (BERT, RoBERTa) or relu (DistilBERT)."""
+    """`pooler`: what follows the dense layer on top: tanh (BERT, RoBERTa) or relu (DistilBERT).
+
+    `pooling`: what that layer looks at: a row's first token, or the mean of its tokens, as most sentence encoders do.
+    """
 
     classes: int = 2
     pooler: str = TANH
+    pooling: str = FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +113,12 @@ class BertEncoder(nn.Module):
 
 
 class BertTextClassifier(nn.Module):
-    """Word ids to logits, by the state of the first token."""
+    """Word ids to logits."""
 
     def __init__(self, config: BertTextClassifierConfig) -> None:
         super().__init__()
         self.encoder = BertEncoder(config)
+        self.pooling = config.pooling
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = _ACTIVATIONS[config.pooler]()
         self.dropout = nn.Dropout(config.dropout)
@@ -121,8 +126,9 @@ class BertTextClassifier(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`tokens`: int64 [N, T], right-padded; returns logits: float32 [N, C]."""
-        states, _ = self.encoder(tokens)
-        logits: Tensor = self.output(self.dropout(self.activation(self.pooler(states[:, 0]))))
+        states, is_word = self.encoder(tokens)
+        pooled = _pooled(states, is_word, self.pooling)
+        logits: Tensor = self.output(self.dropout(self.activation(self.pooler(pooled))))
         return logits
 
 
@@ -138,11 +144,7 @@ class BertSentenceEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`tokens`: int64 [N, T], right-padded; returns vectors: float32 [N, H]."""
         states, is_word = self.encoder(tokens)
-        if self.pooling == FIRST:
-            vectors = states[:, 0]
-        else:
-            weights = is_word.to(states.dtype).unsqueeze(-1)
-            vectors = (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        vectors = _pooled(states, is_word, self.pooling)
         return functional.normalize(vectors, dim=-1, eps=_LEAST_LENGTH) if self.normalized else vectors
 
 
@@ -286,6 +288,14 @@ _SIZES = {
 }
 _SIZES_BY_LAYER = ("heads", "inner_size")
 _CHOICES = {"activation": (GELU, GELU_TANH, RELU), "pooler": (TANH, RELU), "pooling": (MEAN, FIRST)}
+
+
+def _pooled(states: Tensor, is_word: Tensor, pooling: str) -> Tensor:
+    """`states`: float32 [N, T, H]; `is_word`: bool [N, T]; returns one vector a text: float32 [N, H]."""
+    if pooling == FIRST:
+        return states[:, 0]
+    weights = is_word.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
 def _initialized(module: nn.Module) -> nn.Module:

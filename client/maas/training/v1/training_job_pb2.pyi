@@ -32,6 +32,7 @@ class TrainingJob(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_VERSION_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    SOURCE_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `trainingJobs/{training_job}`."""
     model: _builtins.str
@@ -41,9 +42,17 @@ class TrainingJob(_message.Message):
     `test`, columns `text` and `label`. `datasets/{dataset}` stands for its newest version.
     """
     architecture: _builtins.str
-    """Optional. Immutable. Entry point of the architecture. Default: `lstm-text-classifier`."""
+    """Optional. Immutable. Entry point of the architecture. Default: `lstm-text-classifier`, or with a source_version its
+    own (a classifier), `bert-text-classifier` (an encoder); no other is possible then.
+    """
     result_version: _builtins.str
     """Output only. The version that was made; set when SUCCEEDED."""
+    source_version: _builtins.str
+    """Optional. Immutable. Version to go on from: `models/{model}/versions/{version}` or `models/{model}/aliases/{alias}`.
+    A text classifier keeps its labels and learns more; an encoder gets a layer for the data's classes on top. Either
+    keeps its tokenizer. It must have a trainable form. The result names it as its parent, or where it is of another
+    model in the tag `fine_tuned_from`. Default: weights are made anew.
+    """
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters:
         """Optional. Immutable. How to train. Default: the defaults of its fields."""
@@ -67,10 +76,11 @@ class TrainingJob(_message.Message):
         status: _job_state_pb2.JobStatus | None = ...,
         result_version: _builtins.str = ...,
         evaluation: _version_pb2.Evaluation | None = ...,
+        source_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "hyperparameters", b"hyperparameters", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dataset_version", b"dataset_version", "evaluation", b"evaluation", "hyperparameters", b"hyperparameters", "model", b"model", "name", b"name", "result_version", b"result_version", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dataset_version", b"dataset_version", "evaluation", b"evaluation", "hyperparameters", b"hyperparameters", "model", b"model", "name", b"name", "result_version", b"result_version", "source_version", b"source_version", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,7 +88,9 @@ Global___TrainingJob: _TypeAlias = TrainingJob  # noqa: Y015
 
 @_typing.final
 class Hyperparameters(_message.Message):
-    """How to train: Adam on cross-entropy, early stopping on the accuracy of the split `validation`."""
+    """How to train: Adam on cross-entropy, early stopping on the accuracy of the split `validation`. The defaults are those
+    of the architecture, and others where training goes on from a source_version; the job shows them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,18 +100,25 @@ class Hyperparameters(_message.Message):
     DROPOUT_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
-    """Optional. Passes over the training data, 1 to 1000. Default: 10."""
+    """Optional. Passes over the training data, 1 to 1000. Default: 10; 3 with a source_version."""
     batch_size: _builtins.int
-    """Optional. Rows a step, 1 to 4096. Default: the architecture's."""
+    """Optional. Rows a step, 1 to 4096. Default: 64; 32 for a transformer."""
     learning_rate: _builtins.float
-    """Optional. Step size of Adam, above 0 and at most 1. Default: the architecture's."""
+    """Optional. Largest step size of Adam, above 0 and at most 1. Default: 3e-3; 3e-4 for a transformer; with a
+    source_version 1e-3, and 1e-4 for a transformer.
+    """
     dropout: _builtins.float
-    """Optional. Share of activations dropped while training, 0 to 0.9. Default: 0.5."""
+    """Optional. Share of activations dropped while training, 0 to 0.9. Default: 0.5; 0.1 for a transformer."""
     patience: _builtins.int
     """Optional. Epochs without a better validation accuracy after which training stops, 1 to 1000. Default: 3."""
     seed: _builtins.int
     """Optional. Seed of all random numbers, 0 or more. Default: 0."""
+    warm_up: _builtins.float
+    """Optional. Share of the steps in which the step size rises from 0 to the largest, 0 to 0.5; after them it falls to 0,
+    both in straight lines. With 0 it stays. Default: 0; 0.1 for a transformer and with a source_version.
+    """
     def __init__(
         self,
         *,
@@ -109,10 +128,11 @@ class Hyperparameters(_message.Message):
         dropout: _builtins.float | None = ...,
         patience: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        warm_up: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_patience", b"_patience", "_seed", b"_seed", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "learning_rate", b"learning_rate", "patience", b"patience", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_patience", b"_patience", "_seed", b"_seed", "_warm_up", b"_warm_up", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "learning_rate", b"learning_rate", "patience", b"patience", "seed", b"seed", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_patience", b"_patience", "_seed", b"_seed", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "learning_rate", b"learning_rate", "patience", b"patience", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_patience", b"_patience", "_seed", b"_seed", "_warm_up", b"_warm_up", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "learning_rate", b"learning_rate", "patience", b"patience", "seed", b"seed", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -126,6 +146,8 @@ class Hyperparameters(_message.Message):
     _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__warm_up: _TypeAlias = _typing.Literal["warm_up"]  # noqa: Y015
+    _WhichOneofArgType__warm_up: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
@@ -138,5 +160,7 @@ class Hyperparameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_up) -> _WhichOneofReturnType__warm_up | None: ...
 
 Global___Hyperparameters: _TypeAlias = Hyperparameters  # noqa: Y015
