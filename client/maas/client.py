@@ -20,10 +20,10 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from maas import blobs, tensors
 from maas.actor import this_user
 from maas.calls import Pauses, guarded, open_channel
-from maas.compression.v1 import compression_job_pb2, compression_service_pb2
-from maas.compression.v1.compression_job_pb2 import CompressionJob
+from maas.compression.v1 import compression_service_pb2
+from maas.compression.v1.compression_job_pb2 import CompressionJob, Limits
 from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceStub
-from maas.compression.v1.technique_pb2 import Technique
+from maas.compressions import Work, new_job
 from maas.datasets import check_pyarrow
 from maas.errors import (
     AlreadyExistsError,
@@ -50,7 +50,6 @@ from maas.names import (
     check_id,
 )
 from maas.oip.v2.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
-from maas.recipes import parse_technique
 from maas.references import ReferenceInvalid, TargetReference, parse_reference
 from maas.registry.v1 import registry_service_pb2
 from maas.registry.v1.blob_pb2 import File
@@ -563,23 +562,25 @@ class Client:
     def compress(
         self,
         reference: str,
-        recipe: Sequence[Technique | str],
+        work: Work,
         *,
+        limits: Limits | None = None,
         dataset: str = "",
+        unlabelled: str = "",
         allow_no_gain: bool = False,
         request_id: str = "",
     ) -> CompressionJob:
-        """Start a compression job that ends with a child of the version that `reference` refers to.
+        """Start a compression job on the version that `reference` refers to.
 
-        A technique is a message, or the line that stands for it: `int8(mode=static)`. Raises RecipeUnreadable.
+        `work` is a recipe, of techniques or of the lines that stand for them, `["int8(mode=static)"]`, whose result
+        becomes a child of the version; or what maas.compressions makes: `search`, `advice`, `sensitivity`, as it makes
+        `limits`. Raises RecipeUnreadable.
         """
-        techniques = [parse_technique(one) if isinstance(one, str) else one for one in recipe]
-        job = CompressionJob(
-            source_version=self._version_name(reference),
-            recipe=compression_job_pb2.Recipe(techniques=techniques),
-            dataset_version=_dataset_reference(dataset) if dataset else "",
-            allow_no_gain=allow_no_gain,
-        )
+        job = new_job(self._version_name(reference), work)
+        job.limits.CopyFrom(limits or Limits())
+        job.dataset_version = _dataset_reference(dataset) if dataset else ""
+        job.unlabelled_dataset_version = _dataset_reference(unlabelled) if unlabelled else ""
+        job.allow_no_gain = allow_no_gain
         return self._compression.CreateCompressionJob(
             compression_service_pb2.CreateCompressionJobRequest(
                 compression_job=job, request_id=request_id or _request_id()

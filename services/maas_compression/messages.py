@@ -3,6 +3,7 @@
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
+from maas.compression.v1 import advice_pb2
 from maas.compression.v1 import compression_job_pb2 as messages
 from maas.names import JobName
 from maas.registry.v1 import version_pb2
@@ -36,6 +37,7 @@ def job_to_proto(job: Job) -> messages.CompressionJob:
         status=status_to_proto(job),
         result_version=result.get("version", ""),
         report=ParseDict(result["report"], version_pb2.CompressionReport()) if "report" in result else None,
+        advised=ParseDict(result["advised"], advice_pb2.Advice()) if "advised" in result else None,
     )
     match spec.work:
         case RecipeWork(recipe):

@@ -10,6 +10,8 @@ from google.protobuf.json_format import MessageToDict
 
 from maas.names import DatasetVersionName
 from maas.registry.v1 import version_pb2
+from maas_compression.advice.advise import advise
+from maas_compression.advice.message import advice_to_proto
 from maas_compression.materials import Materials
 from maas_compression.measuring.comparison import THREADS, Contender, compare
 from maas_compression.measuring.report import Findings, judge_findings
@@ -21,6 +23,7 @@ from maas_compression.spec import (
     LEARNING_SPLIT,
     RESULT_FOLDER,
     SOURCE_FOLDER,
+    AdviceWork,
     CompressionSpec,
     RecipeWork,
     recipe_text,
@@ -47,6 +50,8 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
     match spec.work:
         case RecipeWork(recipe):
             return _compress_by_recipe(spec, recipe, request, report)
+        case AdviceWork(allow_training):
+            return _advise(spec, allow_training, request, report)
     raise RecipeInvalid(f"{type(spec.work).__name__} is not built yet")
 
 
@@ -89,6 +94,25 @@ def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequ
         "recipe": recipe_text(recipe),
         "report": MessageToDict(message, preserving_proto_field_name=True),
     }
+
+
+def _advise(spec: CompressionSpec, allow_training: bool, request: StepRequest, report: Reporter) -> JsonObject:
+    """Say which recipes suit the source; the result is a message and no version."""
+    scratch = request.folder / "advice"
+    shutil.rmtree(scratch, ignore_errors=True)
+    materials = Materials(
+        scratch,
+        train=_split(request.folder, LEARNING_SPLIT),
+        validation=_split(request.folder, CHOOSING_SPLIT),
+        threads=len(os.sched_getaffinity(0)),
+        log=report.log,
+        progress=report.progress,
+    )
+    source = read_package(request.folder / SOURCE_FOLDER)
+    findings = advise(source, spec.limits, materials, allow_training=allow_training)
+    message = advice_to_proto(findings)
+    report.log(message.summary)
+    return {**request.previous, "advised": MessageToDict(message, preserving_proto_field_name=True)}
 
 
 def apply_recipe(source: Package, recipe: Recipe, target: Path, job_folder: Path, report: Reporter) -> Package:

@@ -11,14 +11,23 @@ _NVIDIA_FOLDER = Path("/proc/driver/nvidia/gpus")
 
 def describe_hardware() -> str:
     """Return what a measurement holds for: the processor's name, how many cores this process may use, the GPU."""
-    cores = len(os.sched_getaffinity(0))
     gpu = _gpu_name()
-    return f"{_cpu_field('model name') or platform.machine()}, {cores} cores" + (f", {gpu}" if gpu else "")
+    return f"{_cpu_field('model name') or platform.machine()}, {core_count()} cores" + (f", {gpu}" if gpu else "")
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def processor_flags() -> frozenset[str]:
+    """Return what the processor can, in Linux's words: `avx2`, `avx512_vnni`, .... Nothing where nobody says."""
+    return frozenset((_cpu_field("flags") or _cpu_field("Features")).split())
 
 
 def has_bf16() -> bool:
     """Return whether the processor multiplies bfloat16 itself; where it does not, it is slower than float32."""
-    return not _BF16_FLAGS.isdisjoint(_cpu_field("flags").split())
+    return not _BF16_FLAGS.isdisjoint(processor_flags())
 
 
 def has_nvidia_gpu() -> bool:

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from maas.cli import (
     cluster_commands,
+    compress_commands,
     data_commands,
     deployment_commands,
     job_commands,
@@ -73,5 +74,6 @@ data_commands.add_to(app)
 model_commands.add_to(app)
 signing_commands.add_to(app)
 job_commands.add_to(app)
+compress_commands.add_to(app)
 deployment_commands.add_to(app)
 registry_commands.add_to(app)

@@ -1,22 +1,17 @@
-"""`maas train`, `compress` and `jobs`: work that takes a while."""
+"""`maas train` and `jobs`: work that takes a while."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from maas.cli.job_output import NoWait, follow
 from maas.cli.options import Endpoint, Json, connected
-from maas.cli.output import ago_text, last_segment, say, short_version, state_text, write_json, write_table
-
-if TYPE_CHECKING:
-    from maas.client import Client, Job
-
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is stored.")]
+from maas.cli.output import ago_text, say, short_version, state_text, write_json, write_table
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(train)
-    app.command()(compress)
     group = typer.Typer(help="Training and compression jobs.", no_args_is_help=True)
     group.command("ls")(ls)
     group.command("watch")(watch)
@@ -68,24 +63,7 @@ def train(
             warm_up=warm_up,
         )
         job = client.train(model, dataset, architecture=architecture, hyperparameters=hyperparameters, source=source)
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
-
-
-def compress(
-    reference: Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="What to make smaller.")],
-    method: Annotated[
-        list[str],
-        typer.Option("--method", "-m", help="`int8`, `prune(share=0.25)`; repeat it for a recipe, in this order."),
-    ],
-    dataset: Annotated[str, typer.Option(help="Data to judge the result with. Default: what it was trained on.")] = "",
-    no_wait: NoWait = False,
-    endpoint: Endpoint = None,
-    as_json: Json = False,
-) -> None:
-    """Make a smaller or faster child of a version, with a measured report. Ctrl-C leaves the job running."""
-    with connected(endpoint) as client:
-        job = client.compress(reference, method, dataset=dataset)
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
 def ls(endpoint: Endpoint = None, as_json: Json = False) -> None:
@@ -122,7 +100,7 @@ def watch(
 ) -> None:
     """Watch a job until it ends; fails when the job does."""
     with connected(endpoint) as client:
-        _follow(client, client.job(job), no_wait=False, as_json=as_json)
+        follow(client, client.job(job), no_wait=False, as_json=as_json)
 
 
 def cancel(
@@ -139,38 +117,3 @@ def cancel(
     from maas.jobs.v1.job_state_pb2 import JobState
 
     say(f"{cancelled.name} is {state_text(JobState.Name(cancelled.status.state))}")
-
-
-def _follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool) -> None:
-    """Show the job until it ends, and its result. Raises JobFailed."""
-    from maas.cli.progress import follow_job
-    from maas.client import raise_unless_succeeded
-
-    if no_wait:
-        if as_json:
-            write_json(job)
-        else:
-            say(f"started {job.name}; watch it: maas jobs watch {last_segment(job.name)}")
-        return
-    say(f"{job.name}")
-    last = follow_job(client, job)
-    if as_json:
-        write_json(last)
-    raise_unless_succeeded(last)
-    if not as_json:
-        _show_result(last)
-
-
-def _show_result(job: "Job") -> None:
-    from maas.cli.model_commands import write_report
-    from maas.training.v1.training_job_pb2 import TrainingJob
-
-    if isinstance(job, TrainingJob):
-        found = job.evaluation
-        say(
-            f"made {short_version(job.result_version)}: {found.metric} {found.value:.3f} "
-            f"[{found.low:.3f}, {found.high:.3f}] on {found.row_count} rows of {found.split}"
-        )
-        return
-    say(f"made {short_version(job.result_version)} from {short_version(job.source_version)}")
-    write_report(job.report)

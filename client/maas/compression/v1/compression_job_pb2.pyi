@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from maas.compression.v1 import advice_pb2 as _advice_pb2
 from maas.compression.v1 import technique_pb2 as _technique_pb2
 from maas.jobs.v1 import job_state_pb2 as _job_state_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
@@ -41,6 +42,7 @@ class CompressionJob(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     UNLABELLED_DATASET_VERSION_FIELD_NUMBER: _builtins.int
     ALLOW_NO_GAIN_FIELD_NUMBER: _builtins.int
+    ADVISED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `compressionJobs/{compression_job}`."""
     source_version: _builtins.str
@@ -90,6 +92,10 @@ class CompressionJob(_message.Message):
     def limits(self) -> Global___Limits:
         """Optional. Immutable. What the result has to keep to; a result that does not is not registered. Default: no limits."""
 
+    @_builtins.property
+    def advised(self) -> _advice_pb2.Advice:
+        """Output only. Which recipes suit the source; set when SUCCEEDED and the work is `advice`."""
+
     def __init__(
         self,
         *,
@@ -106,10 +112,11 @@ class CompressionJob(_message.Message):
         limits: Global___Limits | None = ...,
         unlabelled_dataset_version: _builtins.str = ...,
         allow_no_gain: _builtins.bool = ...,
+        advised: _advice_pb2.Advice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "sensitivity", b"sensitivity", "status", b"status", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "sensitivity", b"sensitivity", "status", b"status", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "sensitivity", b"sensitivity", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "sensitivity", b"sensitivity", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["recipe", "search", "advice", "sensitivity"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015

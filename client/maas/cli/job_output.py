@@ -1,0 +1,58 @@
+"""A job that is followed to its end, and what it came to."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maas.cli.output import last_segment, say, short_version, write_json
+
+if TYPE_CHECKING:
+    from maas.client import Client, Job
+    from maas.compression.v1.compression_job_pb2 import CompressionJob
+
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is stored.")]
+
+
+def follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool) -> None:
+    """Show the job until it ends, and its result. Raises JobFailed."""
+    from maas.cli.progress import follow_job
+    from maas.client import raise_unless_succeeded
+
+    if no_wait:
+        if as_json:
+            write_json(job)
+        else:
+            say(f"started {job.name}; watch it: maas jobs watch {last_segment(job.name)}")
+        return
+    say(f"{job.name}")
+    last = follow_job(client, job)
+    if as_json:
+        write_json(last)
+    raise_unless_succeeded(last)
+    if not as_json:
+        _show_result(last)
+
+
+def _show_result(job: "Job") -> None:
+    from maas.training.v1.training_job_pb2 import TrainingJob
+
+    if isinstance(job, TrainingJob):
+        found = job.evaluation
+        say(
+            f"made {short_version(job.result_version)}: {found.metric} {found.value:.3f} "
+            f"[{found.low:.3f}, {found.high:.3f}] on {found.row_count} rows of {found.split}"
+        )
+        return
+    _show_compression(job)
+
+
+def _show_compression(job: "CompressionJob") -> None:
+    from maas.cli.advice_output import write_advice
+    from maas.cli.model_commands import write_report
+
+    match job.WhichOneof("work"):
+        case "advice":
+            write_advice(job)
+        case _:
+            say(f"made {short_version(job.result_version)} from {short_version(job.source_version)}")
+            write_report(job.report)
