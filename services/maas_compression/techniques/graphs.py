@@ -52,7 +52,8 @@ def float_graph(package: Package) -> onnx.ModelProto:
 
     Made anew from the trainable form where there is one, else read from what onnxruntime serves. Weights that the
     file turns into floats while it is loaded (integers of fixed_point, codebooks, halves) are floats here; integers
-    that the engine computes with stay. Raises GraphMissing, GraphUnusable, WeightsInvalid, and what exporting raises.
+    that the engine computes with stay. Each node has a name of its own. Raises GraphMissing, GraphUnusable,
+    WeightsInvalid, and what exporting raises.
     """
     manifest = package.manifest
     if manifest.architecture is not None and manifest.weights is not None:
@@ -66,6 +67,7 @@ def float_graph(package: Package) -> onnx.ModelProto:
     model.graph.input.extend(inputs)
     _constants_to_initializers(model)
     fold_stored_weights(model)
+    _name_nodes(model.graph)
     check_graph(model)
     return model
 
@@ -239,6 +241,14 @@ def _constants_to_initializers(model: onnx.ModelProto) -> None:
             kept.append(node)
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        name = node.name or next((output for output in node.output if output), node.op_type)
+        node.name = name if name not in taken else f"{name}_{index}"
+        taken.add(node.name)
 
 
 def _is_folded(node: onnx.NodeProto) -> bool:
