@@ -79,12 +79,12 @@ class Bf16:
 @dataclass(frozen=True, slots=True)
 class Codebook:
     """Store each weight as the number of one of 2^`bits` values, found by k-means (Han et al., 2016,
-    arXiv:1510.00149).
+    arXiv:1510.00149): w' = value[number] * row scale * column scale.
     """
 
     bits: int = 4
     parts: str = "all"
-    group_rows: int = 0
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

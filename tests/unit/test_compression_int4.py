@@ -1,43 +1,29 @@
 """int4 against numpy: what the engine answers is what the stored integers, dequantized here, give in float32."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from compression_graphs import (
+    FLOATS,
+    SMALL_BERT,
+    SMALL_LSTM,
+    answer,
+    graph_of,
+    numbers,
+    operators_when_loaded,
+    served,
+    small_package,
+)
+from onnx import helper, numpy_helper
 
-from maas_compression.recipe import Int4
-from maas_compression.techniques.int4 import fitting_group, int4_graph, quantize_groups
-
-FLOATS = NDArray[np.float32]
-
-
-def graph_of(nodes: list[onnx.NodeProto], constants: dict[str, FLOATS], opset: int = 17) -> onnx.ModelProto:
-    """One input `x` (`ids` for a lookup), one output `y`."""
-    is_lookup = any("ids" in node.input for node in nodes)
-    given = ("ids", TensorProto.INT64) if is_lookup else ("x", TensorProto.FLOAT)
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info(*given, ["rows", "columns"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b", "c"] if is_lookup else ["a", "b"])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.checker.check_model(model)
-    return model
-
-
-def answer(model: onnx.ModelProto, given: NDArray[np.generic]) -> FLOATS:
-    onnx.checker.check_model(model)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    result: FLOATS = session.run(None, {session.get_inputs()[0].name: given})[0]
-    return result
-
-
-def numbers(*shape: int, seed: int = 0) -> FLOATS:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+from maas_compression.recipe import Codebook, Int4
+from maas_compression.techniques.codebook import apply_codebook
+from maas_compression.techniques.graph_weights import graph_weights
+from maas_compression.techniques.graphs import GraphUnusable, float_graph
+from maas_compression.techniques.int4 import apply_int4, fitting_group, int4_graph, quantize_groups
+from maas_package.package import Package, read_package
 
 
 def nearest(matrix: FLOATS, group: int, *, symmetric: bool) -> FLOATS:
@@ -95,3 +81,73 @@ def test_a_group_of_nothing_but_zeros_stays_zero(symmetric: bool) -> None:
     matrix = numbers(4, 64)
     matrix[1] = 0
     assert not nearest(matrix, 32, symmetric=symmetric)[1].any()
+
+
+def dequantized(model: onnx.ModelProto, group: int) -> onnx.ModelProto:
+    """The float graph of the weights as 4 bits have them."""
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    weights = {weight.name: weight for weight in graph_weights(model)}
+    for tensor in rounded.graph.initializer:
+        if tensor.name in weights:
+            matrix = weights[tensor.name].value
+            by_column = weights[tensor.name].fan_in_axes == (0,)
+            made = nearest(matrix.T if by_column else matrix, group, symmetric=True)
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(made.T if by_column else made), tensor.name))
+    return rounded
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    return served(small_package(tmp_path_factory.mktemp("bert") / "package", "bert-text-classifier", SMALL_BERT))
+
+
+@pytest.fixture(scope="module")
+def lstm(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return small_package(tmp_path_factory.mktemp("lstm") / "package", "lstm-text-classifier", SMALL_LSTM)
+
+
+def test_a_transformer_runs_on_the_engine_s_own_4_bit_operators(bert: onnx.ModelProto, tmp_path: Path) -> None:
+    made = int4_graph(bert, Int4(group_size=32))
+    operators = operators_when_loaded(made, tmp_path)
+    assert operators.count("MatMulNBits") == 2 * 4 + 1, "four matrices a layer and the pooler; the output is too small"
+    assert "GatherBlockQuantized" in operators
+    assert not {"BitShift", "Mod"} & set(operators), "the positions are decoded while the file is loaded"
+    tokens = np.array([[2, 3, 4, 150], [5, 4, 0, 0]], np.int64)
+    expected = answer(dequantized(bert, group=32), tokens)
+    assert np.abs(answer(made, tokens) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("part", "others"), [("matrices", "GatherBlockQuantized"), ("embeddings", "MatMulNBits")])
+def test_only_the_part_that_is_asked_for_changes(bert: onnx.ModelProto, part: str, others: str) -> None:
+    made = int4_graph(bert, Int4(parts=part))
+    assert others not in {node.op_type for node in made.graph.node}
+
+
+def test_layers_that_are_kept_stay_float(bert: onnx.ModelProto) -> None:
+    made = int4_graph(bert, Int4(keep=("encoder.layers.1.*", "encoder.word.weight")))
+    operators = [node.op_type for node in made.graph.node]
+    assert operators.count("MatMulNBits") == 4 + 1
+    assert "GatherBlockQuantized" not in operators
+
+
+def test_an_lstm_s_weights_are_decoded_while_the_file_is_loaded(lstm: Package, tmp_path: Path) -> None:
+    made = apply_int4(lstm, Int4(group_size=16), tmp_path / "out")
+    assert read_package(tmp_path / "out") == made
+    before, after = (operators_when_loaded(served(package), tmp_path) for package in (lstm, made))
+    assert after == ["GatherBlockQuantized" if operator == "Gather" else operator for operator in before]
+    sizes = [package.servable_bytes(package.manifest.servables[0]) for package in (lstm, made)]
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_what_is_packed_is_not_packed_again(lstm: Package, tmp_path: Path) -> None:
+    made = apply_int4(lstm, Int4(), tmp_path / "first")
+    with pytest.raises(GraphUnusable, match="no float weights left"):
+        apply_codebook(made, Codebook(), tmp_path / "second")
+    assert {node.op_type for node in float_graph(made).graph.node} >= {"BitShift", "GatherBlockQuantized"}
+
+
+def test_codebooks_of_the_matrices_can_follow_4_bits_of_the_embeddings(lstm: Package, tmp_path: Path) -> None:
+    first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first")
+    made = apply_codebook(first, Codebook(parts="matrices"), tmp_path / "second")
+    assert made.servable_bytes(made.manifest.servables[0]) < first.servable_bytes(first.manifest.servables[0])

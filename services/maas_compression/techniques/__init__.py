@@ -5,14 +5,18 @@ from pathlib import Path
 from maas_compression.materials import Materials
 from maas_compression.recipe import (
     Clip,
+    Codebook,
     FixedPoint,
+    Int4,
     Int8,
     RecipeInvalid,
     Technique,
     technique_name,
 )
 from maas_compression.techniques.clip import apply_clip
+from maas_compression.techniques.codebook import apply_codebook
 from maas_compression.techniques.fixed_point import apply_fixed_point
+from maas_compression.techniques.int4 import apply_int4
 from maas_compression.techniques.int8 import apply_int8
 from maas_package.package import Package
 
@@ -26,4 +30,8 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_fixed_point(source, technique, folder)
         case Int8():
             return apply_int8(source, technique, folder, materials)
+        case Int4():
+            return apply_int4(source, technique, folder)
+        case Codebook():
+            return apply_codebook(source, technique, folder)
     raise RecipeInvalid(f"{technique_name(technique)} is not built yet")

@@ -4,26 +4,41 @@ Shapes: R rows, C columns, L = 2^bits levels.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from maas_compression.recipe import Codebook
-from maas_compression.techniques.graph_weights import constants_as_initializers, graph_weights
+from maas_compression.techniques.graph_weights import graph_weights
+from maas_compression.techniques.graphs import float_graph, write_graph_package
 from maas_compression.techniques.packed import PackedWeight, store_packed
+from maas_package.package import Package
 
 # Levels are fitted to about as many numbers as this: more changed no level's second digit.
 _SAMPLE = 1_000_000
 _LLOYD_STEPS = 100
 _SCALE_STEPS = 3
+_LEAST_SCALE = 1e-4
+
+
+def apply_codebook(source: Package, technique: Codebook, folder: Path) -> Package:
+    """Write the package whose weights take `bits` each to `folder`, which must be new or empty.
+
+    The result has no trainable form. Raises GraphMissing or GraphUnusable.
+    """
+    graph = codebook_graph(float_graph(source), technique)
+    return write_graph_package(source, graph, folder, precision=f"codebook{technique.bits}")
 
 
 def codebook_graph(model: onnx.ModelProto, technique: Codebook) -> onnx.ModelProto:
-    """Return the graph with its float weights as indices into levels; what is quantized already stays as it is."""
+    """Return the graph with its float weights as indices into levels; what is quantized already stays as it is.
+
+    Raises GraphUnusable when it has no such weights.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    constants_as_initializers(result)
     packed = []
     for weight in graph_weights(result, technique.parts, technique.keep):
         matrix = _as_matrix(weight.value)
@@ -64,6 +79,9 @@ def fit_codebook(matrix: NDArray[np.float32], bits: int) -> FittedCodebook:
     of levels; 0.0102, 0.036 and 0.119 with scales, which is what is least for numbers of a normal distribution
     (Max, 1960: 0.0095, 0.0345, 0.1175).
     """
+    # Whatever a tensor's size, its scales fit 16 bits, since the levels take the size.
+    size = float(np.sqrt(np.mean(np.square(matrix, dtype=np.float64)))) or 1.0
+    matrix = (matrix / size).astype(np.float32)
     rows = _spread(matrix, axis=1)
     columns = _spread(matrix / rows, axis=0)
     rows = _spread(matrix / columns, axis=1)
@@ -72,12 +90,12 @@ def fit_codebook(matrix: NDArray[np.float32], bits: int) -> FittedCodebook:
     indices = np.zeros(matrix.shape, np.uint8)
     for _ in range(_SCALE_STEPS):
         units = rows.astype(np.float32) * columns.astype(np.float32)
-        scaled = matrix / units
+        scaled = matrix / np.where(units == 0, 1, units)
         step = max(1, matrix.size // _SAMPLE) | 1  # odd, so that it meets all columns
         levels = lloyd(scaled.reshape(-1)[::step], np.square(units).reshape(-1)[::step], 2**bits)
         indices = nearest_level(scaled, levels)
         rows = _fitted_rows(matrix, levels[indices] * columns.astype(np.float32), rows)
-    return FittedCodebook(indices, levels, rows, columns)
+    return FittedCodebook(indices, levels * np.float32(size), rows, columns)
 
 
 def lloyd(values: NDArray[np.float32], weights: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -114,9 +132,9 @@ def _as_matrix(value: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _spread(matrix: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Return the root of the mean square along an axis; 1 where that is 0."""
+    """Return the root of the mean square along an axis; 1 where that is next to nothing."""
     root = np.sqrt(np.square(matrix).mean(axis=axis, keepdims=True))
-    return np.where(root < 1e-6, 1, root).astype(np.float32)
+    return np.where(root < _LEAST_SCALE, 1, root).astype(np.float32)
 
 
 def _fitted_rows(

@@ -2,11 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from maas_compression.techniques.graphs import GraphUnusable, graphs_of
 
 MATRICES, EMBEDDINGS, ALL = "matrices", "embeddings", "all"
 """The parts of a model that a technique can be told to change."""
@@ -22,7 +25,7 @@ class GraphWeight:
     """One float32 constant of at least two dimensions and LEAST_WEIGHTS numbers.
 
     `fan_in_axes` are those that are summed over; a table that is looked up has none. `names`: what a recipe may call
-    it: the constant's own name and those of the nodes that read it.
+    it: the constant's own name, those of the nodes that read it, and that of the bias which is added behind it.
     """
 
     name: str
@@ -33,52 +36,54 @@ class GraphWeight:
 
 
 def graph_weights(model: onnx.ModelProto, part: str = ALL, keep: Collection[str] = ()) -> tuple[GraphWeight, ...]:
-    """Return the weights of that part in the order of the file, without those that `keep` names."""
+    """Return the weights of that part in the order of the file, without those that `keep` names.
+
+    Raises GraphUnusable when there are none.
+    """
     roles = dict(_roles(model.graph))
     found = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or tensor.name not in roles:
             continue
         its_part, fan_in_axes = roles[tensor.name]
-        nodes = [node.name for node in model.graph.node if tensor.name in node.input]
-        names = frozenset({tensor.name, *filter(None, nodes)})
+        names = _names(model.graph, tensor.name)
         is_large = len(tensor.dims) >= 2 and int(np.prod(tensor.dims)) >= LEAST_WEIGHTS
-        if is_large and part in (ALL, its_part) and not names & set(keep):
+        if is_large and part in (ALL, its_part) and not is_kept(names, keep):
             found.append(GraphWeight(tensor.name, its_part, fan_in_axes, names, numpy_helper.to_array(tensor)))
+    if not found:
+        kept = f" beside {', '.join(keep)}" if keep else ""
+        raise GraphUnusable(f"the graph has no float weights left to change ({part}{kept}): leave this step out")
     return tuple(found)
 
 
-def constants_as_initializers(model: onnx.ModelProto) -> None:
-    """Turn Constant nodes that hold a tensor into initializers, in place: other exporters write weights so."""
-    nodes = []
-    for node in model.graph.node:
-        values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
-        if node.op_type == "Constant" and values:
-            values[0].name = node.output[0]
-            model.graph.initializer.append(values[0])
-        else:
-            nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+def is_kept(names: Collection[str], keep: Collection[str]) -> bool:
+    """Return whether a recipe's `keep` names one of them; `*` stands for anything."""
+    return any(fnmatchcase(name, pattern) for name in names for pattern in keep)
 
 
 def drop_unread(model: onnx.ModelProto) -> None:
-    """Remove initializers that no node reads any more, in place; also where they were listed as inputs."""
-    read = {name for node in _all_nodes(model.graph) for name in node.input}
-    read |= {output.name for output in model.graph.output}
-    unread = {tensor.name for tensor in model.graph.initializer if tensor.name not in read}
-    for values in (model.graph.initializer, model.graph.input):
-        kept = [value for value in values if value.name not in unread]
-        del values[:]
-        values.extend(kept)
+    """Remove initializers that no node reads any more, in place."""
+    read = {output.name for output in model.graph.output}
+    read |= {name for graph in graphs_of(model.graph) for node in graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(inner)
+def _names(graph: onnx.GraphProto, weight: str) -> frozenset[str]:
+    """Return what the weight may be called; torch's exporter calls a transposed one `val_42`, but not its bias."""
+    readers = [node for node in graph.node if weight in node.input]
+    products = {name for node in readers for name in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    biases = [
+        name
+        for node in graph.node
+        if node.op_type == "Add" and products & set(node.input)
+        for name in node.input
+        if name in constants
+    ]
+    layers = [name.removesuffix(".bias") for name in biases]
+    return frozenset({weight, *layers, *(node.name for node in readers if node.name)})
 
 
 def _roles(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:

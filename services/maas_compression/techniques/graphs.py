@@ -26,6 +26,9 @@ from maas_runtime.failures import InvalidInput
 FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _INDEX_TYPES = frozenset({TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64})
 
+PACKED_NODE = "packed:"
+"""Begins the names of nodes that decode weights of a few bits each (packed.py). To fold those would undo what they
+save, so the techniques that follow leave them as they are."""
 _MOST_EMBEDDED_BYTES = 2**30
 """A Protocol Buffers message holds 2 GiB; a graph with more weights keeps them beside it."""
 _EXAMPLE_ROWS = (1, 8)
@@ -51,9 +54,9 @@ def float_graph(package: Package) -> onnx.ModelProto:
     """Return the package's graph with the weights inside, as float32 wherever they are only stored as something else.
 
     Made anew from the trainable form where there is one, else read from what onnxruntime serves. Weights that the
-    file turns into floats while it is loaded (integers of fixed_point, codebooks, halves) are floats here; integers
-    that the engine computes with stay. Each node has a name of its own. Raises GraphMissing, GraphUnusable,
-    WeightsInvalid, and what exporting raises.
+    file turns into floats while it is loaded (integers of fixed_point, halves) are floats here; what int4 and codebook
+    packed, and integers that the engine computes with, stay. Each node has a name of its own. Raises GraphMissing,
+    GraphUnusable, WeightsInvalid, and what exporting raises.
     """
     manifest = package.manifest
     if manifest.architecture is not None and manifest.weights is not None:
@@ -155,7 +158,7 @@ def fold_stored_weights(model: onnx.ModelProto) -> None:
     """Replace what the graph computes of nothing but initializers by the result, in place.
 
     onnxruntime computes it, so that whatever operators it knows can be a way of storing weights. DequantizeLinear
-    stays: it says which matrix is to be multiplied as integers.
+    stays: it says which matrix is to be multiplied as integers. So do packed weights.
     """
     graph = model.graph
     constant = {tensor.name for tensor in graph.initializer}
@@ -254,6 +257,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 def _is_folded(node: onnx.NodeProto) -> bool:
     return not (
         node.op_type in _NOT_FOLDED
+        or node.name.startswith(PACKED_NODE)
         or node.op_type.startswith("Random")
         or node.op_type.endswith("QuantizeLinear")
         or node.op_type == "DequantizeLinear"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,11 +12,12 @@ from onnx import helper, numpy_helper
 from maas_compression.recipe import Int4
 from maas_compression.techniques.graph_weights import (
     GraphWeight,
-    constants_as_initializers,
     drop_unread,
     graph_weights,
 )
+from maas_compression.techniques.graphs import float_graph, write_graph_package
 from maas_compression.techniques.packed import PackedWeight, pack_bits, store_packed
+from maas_package.package import Package
 
 _DOMAIN = "com.microsoft"
 _ZERO = 8
@@ -29,11 +31,21 @@ _ACCURACY_LEVEL = 4
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 
 
+def apply_int4(source: Package, technique: Int4, folder: Path) -> Package:
+    """Write the package whose weights take 4 bits each to `folder`, which must be new or empty.
+
+    The result has no trainable form. Raises GraphMissing or GraphUnusable.
+    """
+    return write_graph_package(source, int4_graph(float_graph(source), technique), folder, precision="int4")
+
+
 def int4_graph(model: onnx.ModelProto, technique: Int4) -> onnx.ModelProto:
-    """Return the graph with its float weights in 4 bits; what is quantized already stays as it is."""
+    """Return the graph with its float weights in 4 bits; what is quantized already stays as it is.
+
+    Raises GraphUnusable when it has no such weights.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    constants_as_initializers(result)
     weights = {weight.name: weight for weight in graph_weights(result, technique.parts, technique.keep)}
     nodes: list[onnx.NodeProto] = []
     for node in result.graph.node:
@@ -63,9 +75,7 @@ def _with_kernel(
     return []
 
 
-def _gemm(
-    node: onnx.NodeProto, weight: GraphWeight, graph: onnx.GraphProto, technique: Int4
-) -> list[onnx.NodeProto]:
+def _gemm(node: onnx.NodeProto, weight: GraphWeight, graph: onnx.GraphProto, technique: Int4) -> list[onnx.NodeProto]:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1 or attributes.get("beta", 1.0) != 1:
         return []

@@ -18,8 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-PACKED_SUFFIX = "_packed"
-"""Ends the names of the tensors that hold indices; float_graph leaves them as they are."""
+from maas_compression.techniques.graphs import PACKED_NODE
 
 # Widths that fill a byte without a rest; an index of 3 bits is one of 2 and one of 1.
 _FIELD_BITS = (8, 4, 2, 1)
@@ -106,7 +105,7 @@ class _Writer:
 
     def node(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
         name = output or f"{self._prefix}_decoded{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], f"{name}_node", **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], f"{PACKED_NODE}{name}", **attributes))
         return name
 
     def reshaped(self, value: str, shape: Sequence[int], output: str = "") -> str:
@@ -116,7 +115,7 @@ class _Writer:
 
     def fields(self, values: NDArray[np.uint8], bits: int, count: int) -> str:
         """Return the name of int32 [count]: fields of `bits` bits, packed with the first in the lowest bits."""
-        packed = self.constant(pack_bits(values, bits)[:, np.newaxis], f"{bits}{PACKED_SUFFIX}")
+        packed = self.constant(pack_bits(values, bits)[:, np.newaxis], f"packed{bits}")
         if bits < 8:
             shifts = self.constant(np.arange(0, 8, bits, dtype=np.uint8), f"shifts{bits}")
             packed = self.node("BitShift", packed, shifts, direction="RIGHT")
@@ -125,8 +124,10 @@ class _Writer:
         flat = self.reshaped(wide, (-1,))
         if count * bits % 8 == 0:
             return flat
-        ends = [self.constant(np.array([value], np.int64), f"{role}{bits}") for role, value in
-                (("begin", 0), ("end", count))]
+        ends = [
+            self.constant(np.array([value], np.int64), f"{role}{bits}")
+            for role, value in (("begin", 0), ("end", count))
+        ]
         return self.node("Slice", flat, *ends)
 
 

@@ -389,7 +389,8 @@ Global___Bf16: _TypeAlias = Bf16  # noqa: Y015
 
 @_typing.final
 class Codebook(_message.Message):
-    """Stores each weight as the number of one of 2^bits values, found by k-means (Han et al., 2016, arXiv:1510.00149).
+    """Stores each weight as the number of one of 2^bits values, found by k-means (Han et al., 2016, arXiv:1510.00149),
+    which all weights of a tensor share, in the units of a scale for each row and each column.
     The engine reads them back when it loads: as fast as before. The result has no trainable form of its own.
     """
 
@@ -397,34 +398,32 @@ class Codebook(_message.Message):
 
     BITS_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
-    GROUP_ROWS_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     bits: _builtins.int
     """Optional. Bits of a weight, 2 to 8. Default: 4."""
     parts: _builtins.str
     """Optional. `all`, `matrices` or `embeddings`. Default: all."""
-    group_rows: _builtins.int
-    """Optional. Rows of a matrix that share a codebook, 1 to 1000000. Default (0): all."""
+    @_builtins.property
+    def keep(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Names of layers that stay as they are; `*` stands for anything. Default: none."""
+
     def __init__(
         self,
         *,
         bits: _builtins.int | None = ...,
         parts: _builtins.str | None = ...,
-        group_rows: _builtins.int | None = ...,
+        keep: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "_group_rows", b"_group_rows", "_parts", b"_parts", "bits", b"bits", "group_rows", b"group_rows", "parts", b"parts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "_parts", b"_parts", "bits", b"bits", "parts", b"parts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "_group_rows", b"_group_rows", "_parts", b"_parts", "bits", b"bits", "group_rows", b"group_rows", "parts", b"parts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "_parts", b"_parts", "bits", b"bits", "keep", b"keep", "parts", b"parts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bits: _TypeAlias = _typing.Literal["bits"]  # noqa: Y015
     _WhichOneofArgType__bits: _TypeAlias = _typing.Literal["_bits", b"_bits"]  # noqa: Y015
-    _WhichOneofReturnType__group_rows: _TypeAlias = _typing.Literal["group_rows"]  # noqa: Y015
-    _WhichOneofArgType__group_rows: _TypeAlias = _typing.Literal["_group_rows", b"_group_rows"]  # noqa: Y015
     _WhichOneofReturnType__parts: _TypeAlias = _typing.Literal["parts"]  # noqa: Y015
     _WhichOneofArgType__parts: _TypeAlias = _typing.Literal["_parts", b"_parts"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__bits) -> _WhichOneofReturnType__bits | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_rows) -> _WhichOneofReturnType__group_rows | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parts) -> _WhichOneofReturnType__parts | None: ...
 
