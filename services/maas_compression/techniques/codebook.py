@@ -82,15 +82,13 @@ def fit_codebook(matrix: NDArray[np.float32], bits: int) -> FittedCodebook:
     # Whatever a tensor's size, its scales fit 16 bits, since the levels take the size.
     size = float(np.sqrt(np.mean(np.square(matrix, dtype=np.float64)))) or 1.0
     matrix = (matrix / size).astype(np.float32)
-    rows = _spread(matrix, axis=1)
-    columns = _spread(matrix / rows, axis=0)
-    rows = _spread(matrix / columns, axis=1)
-    rows, columns = rows.astype(np.float16), columns.astype(np.float16)
+    columns = _spread(matrix / _spread(matrix, axis=1), axis=0).astype(np.float16)
+    rows = _spread(matrix / columns, axis=1).astype(np.float16)
     levels = np.zeros(2**bits, np.float32)
     indices = np.zeros(matrix.shape, np.uint8)
     for _ in range(_SCALE_STEPS):
         units = rows.astype(np.float32) * columns.astype(np.float32)
-        scaled = matrix / np.where(units == 0, 1, units)
+        scaled = np.divide(matrix, units, out=np.zeros_like(matrix), where=units != 0)
         step = max(1, matrix.size // _SAMPLE) | 1  # odd, so that it meets all columns
         levels = lloyd(scaled.reshape(-1)[::step], np.square(units).reshape(-1)[::step], 2**bits)
         indices = nearest_level(scaled, levels)

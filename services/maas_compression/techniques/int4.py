@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,7 +95,7 @@ def _matmul(
     group = fitting_group(matrix.shape[1], technique.group_size)
     quantized = quantize_groups(matrix, group, symmetric=technique.symmetric)
     name = f"{node.input[1]}_{matrix.shape[0]}x{matrix.shape[1]}_int4"
-    constants = [
+    constants: list[tuple[NDArray[Any], str]] = [
         (pack_bits(quantized.integers, 4), "blocks"),
         (quantized.scales, "scales"),
         *([] if technique.symmetric else [(pack_bits(quantized.zeros, 4), "zeros")]),
@@ -126,7 +127,7 @@ def _gather(
         return []
     group = fitting_group(columns, technique.group_size, is_padded=False)
     quantized = quantize_groups(table, group, symmetric=technique.symmetric)
-    constants = [
+    constants: list[tuple[NDArray[Any], str]] = [
         (pack_bits(quantized.integers.reshape(len(table), -1)[:, :columns], 4), "table"),
         (quantized.scales, "scales"),
         *([] if technique.symmetric else [(pack_bits(quantized.zeros, 4), "zeros")]),
@@ -147,9 +148,7 @@ def _gather(
     ]
 
 
-def _constants(
-    graph: onnx.GraphProto, prefix: str, constants: Sequence[tuple[NDArray[np.generic], str]]
-) -> Iterator[str]:
+def _constants(graph: onnx.GraphProto, prefix: str, constants: Sequence[tuple[NDArray[Any], str]]) -> Iterator[str]:
     """Yield the names of the constants; those of a weight that two nodes read are stored once."""
     stored = {tensor.name for tensor in graph.initializer}
     for value, role in constants:

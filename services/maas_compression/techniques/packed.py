@@ -12,6 +12,7 @@ Shapes: R rows, C columns, L levels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,7 +104,7 @@ class _Writer:
         self._initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def node(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         name = output or f"{self._prefix}_decoded{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], f"{PACKED_NODE}{name}", **attributes))
         return name
