@@ -82,7 +82,9 @@ def prepare_models(folder: Path | None = None) -> CompressionModels:
     return CompressionModels(read_package(folder / "lstm"), read_package(folder / "minilm"), folder)
 
 
-def evaluate_on(package: Package, split: LabelledSplit, servable: Servable | None = None, threads: int = 1) -> Evaluation:
+def evaluate_on(
+    package: Package, split: LabelledSplit, servable: Servable | None = None, threads: int = 1
+) -> Evaluation:
     """Return the accuracy of a package on a split."""
     predictor = open_predictor(package, servable, threads)
     try:
@@ -166,6 +168,8 @@ def _fine_tune(module: nn.Module, tokenizer: TextTokenizer, train: LabelledSplit
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
+            if len(losses) % 50 == 0:
+                say(f"minilm: epoch {epoch} of {_EPOCHS}, step {len(losses)}: loss {np.mean(losses[-50:]):.4f}")
         accuracy = _accuracy(module, held_ids, held_labels, tokenizer.padding_id)
         say(f"minilm: epoch {epoch} of {_EPOCHS}: loss {np.mean(losses):.4f}, validation accuracy {accuracy:.4f}")
         if accuracy > best:
@@ -213,7 +217,9 @@ def main() -> None:
     made = prepare_models(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     for name, package in (("lstm", made.lstm), ("minilm", made.minilm)):
         quality = evaluate_on(package, made.split("test"))
-        print(json.dumps({"model": name, "folder": str(package.folder), "accuracy": quality.value, "rows": quality.rows}))
+        print(
+            json.dumps({"model": name, "folder": str(package.folder), "accuracy": quality.value, "rows": quality.rows})
+        )
 
 
 if __name__ == "__main__":

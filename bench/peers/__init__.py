@@ -1,4 +1,4 @@
-"""The servers that this project is compared with. The other files here run in the peers' own environments."""
+"""What this project is compared with. The other files here run in the peers' own environments."""
 
 import os
 import subprocess
@@ -33,14 +33,7 @@ class Peer:
 
     def setup(self, scratch: Path) -> None:
         """Make its virtual environment, once: one pip command, so that torch stays the pinned one."""
-        folder = scratch / self.environment
-        if (folder / ".ready").exists():
-            return
-        print(f"# installing {self.name} into {folder}", file=sys.stderr, flush=True)
-        subprocess.run([self.python, "-m", "venv", "--clear", str(folder)], check=True)
-        install = [str(folder / "bin/pip"), "install", "-q", "--disable-pip-version-check", TORCH, *self.packages]
-        subprocess.run(install, check=True, timeout=1800)
-        (folder / ".ready").touch()
+        _make_environment(scratch / self.environment, self.python, (TORCH, *self.packages))
 
     def versions(self, scratch: Path) -> str:
         """Return what is installed of what makes it up, as `name version`."""
@@ -70,6 +63,37 @@ class Peer:
             "BENTOML_HOME": str(temporary),
             **self.settings,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Compressor:
+    """A tool that makes models smaller; `program` is a file here."""
+
+    environment: str
+    packages: tuple[str, ...]
+    program: str
+
+    def setup(self, scratch: Path) -> None:
+        """Make its virtual environment, once."""
+        _make_environment(scratch / self.environment, sys.executable, self.packages)
+
+    def command(self, scratch: Path, *arguments: object) -> list[str]:
+        """Return the command that runs the program."""
+        return [
+            str(scratch / self.environment / "bin/python"),
+            str(_FOLDER / self.program),
+            *(str(argument) for argument in arguments),
+        ]
+
+
+def _make_environment(folder: Path, python: str, packages: tuple[str, ...]) -> None:
+    if (folder / ".ready").exists():
+        return
+    print(f"# installing {', '.join(packages)} into {folder}", file=sys.stderr, flush=True)
+    subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
+    install = [str(folder / "bin/pip"), "install", "-q", "--disable-pip-version-check", *packages]
+    subprocess.run(install, check=True, timeout=1800)
+    (folder / ".ready").touch()
 
 
 def _triton(delay_ms: int, instances: int = 1) -> Peer:
@@ -106,3 +130,19 @@ PEERS = {
     ),
     "bentoml": (Peer("bentoml", "bentoml", ("bentoml==1.4.39",), "bentoml_server.py", "json"),),
 }
+
+NEURAL_COMPRESSOR = Compressor(
+    "neural-compressor",
+    # The last release that tunes ONNX files: 3.0 to 3.10 have PyTorch, TensorFlow and JAX only.
+    (
+        "neural-compressor==2.6",
+        "onnx==1.17.0",
+        "onnxruntime==1.20.1",
+        "onnxruntime-extensions",
+        "numpy<2",
+        "setuptools<81",
+        "six",
+        "coloredlogs",
+    ),
+    "inc_tune.py",
+)

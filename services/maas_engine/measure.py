@@ -38,7 +38,7 @@ class MeasurementFailed(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Time of one row alone, and rows per second in batches of BATCH_ROWS: the medians of what was seen."""
+    """Time of one row alone, and rows per second in batches: the medians of what was seen."""
 
     p50_seconds: float
     p99_seconds: float
@@ -100,13 +100,15 @@ def compare_speed(
     rounds: int = 10,
     calls_per_round: int = 50,
     seconds: float = math.inf,
+    batch_rows: int = BATCH_ROWS,
     clock: Clock = time.perf_counter,
 ) -> tuple[Speed, ...]:
-    """Measure predictors turn by turn; each gets the same rows in the same order.
+    """Measure predictors turn by turn; each gets the same rows in the same order, alone and `batch_rows` at a time.
 
     After `seconds` for each predictor there is no further round; there is one at least.
     """
-    batch_rows = BATCH_ROWS if all(one.package.manifest.joins_rows for one in predictors) else 1
+    if not all(one.package.manifest.joins_rows for one in predictors):
+        batch_rows = 1
     examples = [Examples(predictor) for predictor in predictors]
     deadline = clock() + seconds * len(predictors)
     singles: list[list[float]] = [[] for _ in predictors]

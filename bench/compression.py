@@ -1,0 +1,452 @@
+"""make bench-compression: each technique and the search on the review models, beside single tools and peers.
+
+    python bench/compression.py --only tools,peers    # some rows; all without
+    python bench/compression.py --again minilm-auto   # made anew, though an earlier run made it
+
+What a row makes is kept in the bench's scratch folder. All forms of a model are measured in one run, turn by turn, one
+thread each, the reviews of the split `test` sent as texts.
+"""
+
+import argparse
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from compression_entrants import (
+    Entrant,
+    Failed,
+    as_it_is,
+    by_maas,
+    by_tool,
+    neural_compressor,
+    nncf_accuracy_aware,
+    nncf_int4,
+    nncf_post_training,
+    onnxruntime_dynamic,
+)
+from compression_kills import kill_at_random_points
+from compression_models import CompressionModels, prepare_models
+from report import FOLDER, add_arguments, machine, publish, say, table
+
+from maas.names import DatasetVersionName, VersionName
+from maas_compression.recipe import parse_recipe
+from maas_compression.spec import CompressionSpec, Limits, RecipeWork, SearchWork
+from maas_engine.host import has_bf16
+from maas_engine.measure import Speed, compare_speed
+from maas_engine.quality import evaluate
+
+TORCH, FP32, LSTM_ALONE = "torch eager", "onnxruntime fp32", "LSTM trained alone"
+MAX_LOSS = 0.01
+AUTO_SECONDS, TRAINING_SECONDS = 15 * 60, 60 * 60
+DISTILLED = ["distill(student=lstm-text-classifier)"]
+PRUNED = ["prune(structure=channels, share=0.5, recovery_epochs=2)"]
+STORED = ["vocabulary", "int4"]
+
+_SECONDS = 8.0
+_CALLS_PER_ROUND = 20
+_ROUNDS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One form of a model, measured."""
+
+    entrant: Entrant
+    accuracy: float
+    p50_seconds: float
+    batch_16: float
+    batch_32: float
+
+
+Sizes = dict[str, Measured]
+"""By the entrants' names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the issue asks of a row, what came out, and whether that is enough."""
+
+    what: str
+    measured: str
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One or more entrants of a model, and what they have to reach."""
+
+    model: str
+    make: Callable[[CompressionModels, Sizes], list[Entrant | Failed]]
+    targets: Callable[[Sizes, str], list[Target]] | None = None
+
+
+def main() -> None:
+    """Make, measure, print, and with --write keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help=f"some of {','.join([*ROWS, 'kills'])}; all when empty")
+    parser.add_argument("--again", default="", help="rows to be made anew")
+    parser.add_argument("--kills", type=int, default=10, help="of the row kills")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",") if arguments.only else [*ROWS, "kills"]
+    made = prepare_models()
+    for name in filter(None, arguments.again.split(",")):
+        for folder in (made.folder / "made").glob(f"{name}*"):
+            shutil.rmtree(folder)
+    texts, numbers = [], {}
+    for model in ("lstm", "minilm"):
+        rows = {name: row for name, row in ROWS.items() if row.model == model and name in chosen}
+        if rows:
+            text, found = bench_model(model, rows, made)
+            texts.append(text)
+            numbers[model] = found
+            if arguments.write:
+                plot(found, FOLDER / f"compression-{model}.png", model)
+    if "kills" in chosen:
+        text, found = kill_at_random_points(made, arguments.kills)
+        texts.append(text)
+        numbers["kills"] = found
+    publish("compression", "\n\n".join(texts), numbers, arguments)
+
+
+def bench_model(model: str, rows: dict[str, Row], made: CompressionModels) -> tuple[str, dict[str, object]]:
+    """Make the rows' entrants and measure all of them together; return Markdown and the numbers."""
+    source = getattr(made, model)
+    base = [as_it_is(TORCH, source, "torch"), as_it_is(FP32, source, "onnxruntime")]
+    first = measure(base, made)
+    found: dict[str, list[Entrant | Failed]] = {name: row.make(made, first) for name, row in rows.items()}
+    entrants = [*base, *(one for one in itertools.chain(*found.values()) if isinstance(one, Entrant))]
+    measured = measure(entrants, made)
+    targets: list[tuple[str, Target]] = []
+    for name, row in rows.items():
+        if row.targets is None:
+            continue
+        reached = any(isinstance(one, Entrant) and one.seconds for one in found[name])
+        asked = row.targets(measured, name) if reached else [Target("an answer", "none, see above", met=False)]
+        targets += [(name, target) for target in asked]
+    failed = [one for one in itertools.chain(*found.values()) if isinstance(one, Failed)]
+    lines = [f"**{model}**", describe(measured, failed)]
+    if targets:
+        lines.append(
+            table(
+                ["row", "target", "measured", "met"],
+                [[name, target.what, target.measured, "yes" if target.met else "**no**"] for name, target in targets],
+            )
+        )
+    numbers = {
+        "measured": {
+            name: {key: value for key, value in asdict(one).items() if key != "entrant"}
+            | {
+                "size_bytes": one.entrant.size_bytes,
+                "seconds": one.entrant.seconds,
+                "note": one.entrant.note,
+                "engine": one.entrant.servable.engine,
+            }
+            for name, one in measured.items()
+        },
+        "failed": [asdict(one) for one in failed],
+        "targets": [{"row": name, **asdict(target)} for name, target in targets],
+    }
+    return "\n\n".join(lines), numbers
+
+
+def measure(entrants: Sequence[Entrant], made: CompressionModels) -> Sizes:
+    """Measure speed turn by turn, and the accuracy of each on `test`."""
+    split = made.split("test")
+    texts = split.first_texts()
+    predictors = [entrant.open() for entrant in entrants]
+    try:
+        say(f"measuring {len(entrants)}")
+        speeds: list[tuple[Speed, ...]] = [
+            compare_speed(
+                predictors,
+                texts,
+                rounds=_ROUNDS,
+                calls_per_round=_CALLS_PER_ROUND,
+                seconds=_SECONDS,
+                batch_rows=batch_rows,
+            )
+            for batch_rows in (16, 32)
+        ]
+        qualities = [evaluate(one, ((part.texts, part.labels) for part in split.parts())) for one in predictors]
+    finally:
+        for predictor in predictors:
+            predictor.close()
+    return {
+        entrant.name: Measured(
+            entrant, quality.value, min(a.p50_seconds, b.p50_seconds), a.rows_per_second, b.rows_per_second
+        )
+        for entrant, quality, a, b in zip(entrants, qualities, *speeds, strict=True)
+    }
+
+
+def describe(measured: Sizes, failed: Sequence[Failed]) -> str:
+    """Return the Markdown table of all forms of a model."""
+    torch, fp32 = measured[TORCH], measured[FP32]
+    head = [
+        "",
+        "accuracy",
+        "p50, 1 sentence",
+        "x torch / fp32",
+        "batch 16",
+        "batch 32",
+        "x torch / fp32",
+        "MB",
+        "made in",
+        "what",
+    ]
+    rows = [
+        [
+            name,
+            f"{one.accuracy:.4f}",
+            f"{one.p50_seconds * 1000:.2f} ms",
+            f"{torch.p50_seconds / one.p50_seconds:.2f} / {fp32.p50_seconds / one.p50_seconds:.2f}",
+            f"{one.batch_16:,.0f}/s",
+            f"{one.batch_32:,.0f}/s",
+            f"{one.batch_32 / torch.batch_32:.2f} / {one.batch_32 / fp32.batch_32:.2f}",
+            f"{one.entrant.size_bytes / 1e6:.2f}",
+            f"{one.entrant.seconds:,.0f} s" if one.entrant.seconds else "",
+            one.entrant.note,
+        ]
+        for name, one in measured.items()
+    ]
+    rows += [[one.name, *[""] * (len(head) - 2), one.why] for one in failed]
+    return table(head, rows)
+
+
+def plot(numbers: dict[str, object], path: Path, model: str) -> None:
+    """Draw accuracy against rows/s, a dot's area being the size."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    found = numbers["measured"]
+    assert isinstance(found, dict)
+    figure, axis = pyplot.subplots(figsize=(9, 5.5))
+    for name, one in found.items():
+        ours = name in ROWS
+        size = 12 + 4 * one["size_bytes"] / 1e6
+        axis.scatter(one["batch_32"], one["accuracy"], s=size, alpha=0.7, color="#1f6feb" if ours else "#9aa4b2")
+        axis.annotate(name, (one["batch_32"], one["accuracy"]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    axis.set_xscale("log")
+    axis.set_xlabel("rows/s in batches of 32, one thread")
+    axis.set_ylabel("accuracy on test")
+    axis.set_title(f"{model}: right and up is better, small dots are small files", fontsize=10, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.text(0.01, 0.005, f"{machine().partition(';')[0]}; make bench-compression", fontsize=6.5)
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _tools(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    del measured
+    source = made.minilm
+    no_bf16 = Failed("openvino bf16", "this processor does not compute in bf16")
+    return [
+        by_tool("onnxruntime dynamic int8", source, made, onnxruntime_dynamic(per_channel=False)),
+        by_tool("onnxruntime dynamic int8, per channel", source, made, onnxruntime_dynamic(per_channel=True)),
+        as_it_is("openvino fp32", source, "openvino"),
+        *([] if has_bf16() else [no_bf16]),
+        by_tool("NNCF post-training int8", source, made, nncf_post_training),
+        by_tool("NNCF int4 weights", source, made, nncf_int4),
+    ]
+
+
+def _lstm_tools(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    del measured
+    return [
+        by_tool("lstm onnxruntime dynamic int8", made.lstm, made, onnxruntime_dynamic(per_channel=False)),
+    ]
+
+
+def _peers(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    del measured
+    source = made.minilm
+    return [
+        by_tool("NNCF accuracy-aware", source, made, nncf_accuracy_aware(MAX_LOSS)),
+        by_tool("INC accuracy-aware, dynamic", source, made, neural_compressor("dynamic", MAX_LOSS, AUTO_SECONDS)),
+        by_tool("INC accuracy-aware, static", source, made, neural_compressor("static", MAX_LOSS, AUTO_SECONDS)),
+    ]
+
+
+def _lstm_auto(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    del measured
+    work = SearchWork(time_budget_seconds=AUTO_SECONDS)
+    return [by_maas("lstm-auto", made.lstm, made, _spec("lstm", work, Limits(max_quality_loss=0.005)))]
+
+
+def _minilm_latency(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    limits = Limits(
+        max_size_bytes=23_000_000, max_p50_seconds=measured[TORCH].p50_seconds / 6, max_quality_loss=MAX_LOSS
+    )
+    work = SearchWork(time_budget_seconds=AUTO_SECONDS)
+    return [by_maas("minilm-auto-latency", made.minilm, made, _spec("minilm", work, limits))]
+
+
+def _minilm_throughput(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    limits = Limits(min_throughput_rows=3.5 * measured[TORCH].batch_16, max_quality_loss=MAX_LOSS)
+    work = SearchWork(time_budget_seconds=AUTO_SECONDS)
+    return [by_maas("minilm-auto-throughput", made.minilm, made, _spec("minilm", work, limits))]
+
+
+def _minilm_training(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    del measured
+    work = SearchWork(time_budget_seconds=TRAINING_SECONDS, allow_training=True)
+    fp32 = as_it_is(FP32, made.minilm, "onnxruntime")
+    limits = Limits(max_size_bytes=fp32.size_bytes // 10, max_quality_loss=0.015)
+    return [by_maas("minilm-auto-training", made.minilm, made, _spec("minilm", work, limits))]
+
+
+def _distilled(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+    lstm = as_it_is(LSTM_ALONE, made.lstm, "onnxruntime")
+    return [lstm, *_by_recipe("distilled", DISTILLED)(made, measured)]
+
+
+def _by_recipe(name: str, recipe: Sequence[str]) -> Callable[[CompressionModels, Sizes], list[Entrant | Failed]]:
+    def make(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
+        del measured
+        return [by_maas(name, made.minilm, made, _spec("minilm", RecipeWork(parse_recipe(recipe)), Limits()))]
+
+    return make
+
+
+def _spec(model: str, work: SearchWork | RecipeWork, limits: Limits) -> CompressionSpec:
+    return CompressionSpec(
+        VersionName(model, 1),
+        work,
+        limits,
+        DatasetVersionName("reviews", 1),
+        allow_no_gain=isinstance(work, RecipeWork),
+    )
+
+
+# What the issue asks of each row.
+
+
+def _loss(measured: Sizes, name: str, most: float) -> Target:
+    loss = measured[FP32].accuracy - measured[name].accuracy
+    return Target(f"loss at most {most * 100:g} points", f"{loss * 100:.2f}", loss <= most + 1e-9)
+
+
+def _ratio(what: str, least: float, value: float) -> Target:
+    return Target(f"{what}: at least {least:g} x", f"{value:.2f} x", value >= least)
+
+
+def _smaller(measured: Sizes, name: str, least: float) -> Target:
+    return _ratio("smaller", least, measured[FP32].entrant.size_bytes / measured[name].entrant.size_bytes)
+
+
+def _lstm_auto_targets(measured: Sizes, name: str) -> list[Target]:
+    torch, ours = measured[TORCH], measured[name]
+    return [
+        _loss(measured, name, 0.005),
+        _smaller(measured, name, 4),
+        _ratio("faster than torch at batch 1", 3.5, torch.p50_seconds / ours.p50_seconds),
+        _ratio("faster than torch at batch 32", 2.5, ours.batch_32 / torch.batch_32),
+    ]
+
+
+def _latency_targets(measured: Sizes, name: str) -> list[Target]:
+    ours = measured[name]
+    return [
+        _loss(measured, name, MAX_LOSS),
+        Target("at most 23 MB", f"{ours.entrant.size_bytes / 1e6:.2f} MB", ours.entrant.size_bytes <= 23_000_000),
+        _ratio("p50 faster than torch", 6, measured[TORCH].p50_seconds / ours.p50_seconds),
+        _within(ours, AUTO_SECONDS),
+    ]
+
+
+def _throughput_targets(measured: Sizes, name: str) -> list[Target]:
+    ours = measured[name]
+    return [
+        _loss(measured, name, MAX_LOSS),
+        _ratio("throughput of torch at batch 16", 3.5, ours.batch_16 / measured[TORCH].batch_16),
+        _within(ours, AUTO_SECONDS),
+    ]
+
+
+def _training_targets(measured: Sizes, name: str) -> list[Target]:
+    ours = measured[name]
+    return [
+        _loss(measured, name, 0.015),
+        _smaller(measured, name, 10),
+        _ratio("throughput of fp32 at batch 32", 8, ours.batch_32 / measured[FP32].batch_32),
+        _within(ours, TRAINING_SECONDS),
+    ]
+
+
+def _distilled_targets(measured: Sizes, name: str) -> list[Target]:
+    gain = measured[name].accuracy - measured[LSTM_ALONE].accuracy
+    return [
+        Target("at least 3 points over the LSTM alone", f"{gain * 100:.2f}", gain >= 0.03 - 1e-9),
+        _smaller(measured, name, 20),
+    ]
+
+
+def _pruned_targets(measured: Sizes, name: str) -> list[Target]:
+    return [
+        _loss(measured, name, 0.015),
+        _ratio("throughput of fp32 at batch 32", 1.5, measured[name].batch_32 / measured[FP32].batch_32),
+    ]
+
+
+def _stored_targets(measured: Sizes, name: str) -> list[Target]:
+    return [_loss(measured, name, MAX_LOSS), _smaller(measured, name, 8)]
+
+
+def _peers_targets(measured: Sizes, name: str) -> list[Target]:
+    """Say for each peer whether one of the search's answers is as small and as fast, and keeps to the same limit."""
+    del name
+    least = measured[FP32].accuracy - MAX_LOSS - 1e-9
+    ours = [one for name, one in measured.items() if name.startswith("minilm-auto") and one.accuracy >= least]
+    found = []
+    for name, peer in measured.items():
+        if "accuracy-aware" not in name:
+            continue
+        beats = [
+            one
+            for one in ours
+            if one.entrant.size_bytes <= peer.entrant.size_bytes
+            and one.p50_seconds <= peer.p50_seconds
+            and one.batch_32 >= peer.batch_32
+        ]
+        best = max(beats or ours, key=lambda one: one.batch_32, default=None)
+        measured_as = "no answer of ours was measured" if best is None else _beside(best, peer)
+        found.append(Target(f"as small and as fast as {name}", measured_as, met=bool(beats)))
+    return found
+
+
+def _beside(ours: Measured, peer: Measured) -> str:
+    return (
+        f"{ours.entrant.name}: {ours.entrant.size_bytes / 1e6:.1f} MB beside {peer.entrant.size_bytes / 1e6:.1f}, "
+        f"p50 {ours.p50_seconds * 1000:.2f} ms beside {peer.p50_seconds * 1000:.2f}, batch 32 {ours.batch_32:,.0f}/s "
+        f"beside {peer.batch_32:,.0f}, accuracy {ours.accuracy:.4f} beside {peer.accuracy:.4f}"
+    )
+
+
+def _within(ours: Measured, seconds: float) -> Target:
+    return Target(
+        f"within {seconds / 60:g} minutes", f"{ours.entrant.seconds / 60:.1f}", ours.entrant.seconds <= seconds * 1.1
+    )
+
+
+ROWS = {
+    "lstm-tools": Row("lstm", _lstm_tools),
+    "lstm-auto": Row("lstm", _lstm_auto, _lstm_auto_targets),
+    "tools": Row("minilm", _tools),
+    "peers": Row("minilm", _peers, _peers_targets),
+    "minilm-auto-latency": Row("minilm", _minilm_latency, _latency_targets),
+    "minilm-auto-throughput": Row("minilm", _minilm_throughput, _throughput_targets),
+    "minilm-auto-training": Row("minilm", _minilm_training, _training_targets),
+    "distilled": Row("minilm", _distilled, _distilled_targets),
+    "pruned": Row("minilm", _by_recipe("pruned", PRUNED), _pruned_targets),
+    "stored": Row("minilm", _by_recipe("stored", STORED), _stored_targets),
+}
+
+
+if __name__ == "__main__":
+    main()

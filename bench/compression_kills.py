@@ -1,0 +1,1 @@
+"""Kill harness; written when the search has landed."""
