@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 SECONDS_SINCE = $$(( $$(date +%s) - $$started ))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-many test-kill test-all check fix stubs bench bench-registry bench-all up clean
+.PHONY: help setup demo test test-cluster test-many test-kill test-all check fix stubs bench bench-registry bench-compression bench-all up clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -58,7 +58,10 @@ bench: setup ## Beside Triton (PEERS=all: and four others): a table in bench/RES
 bench-registry: setup ## The registry on both pairs of stores: 1 GB there and back, 100,000 versions, 50 writers, 200 kills
 	@$(BIN)/python bench/registry.py --write
 
-bench-all: setup ## Every table of bench/RESULTS.md; 45 minutes on a machine that does nothing else
+bench-compression: setup ## What compression gives on the review models, beside single tools and peers; 2 hours the first time
+	@$(BIN)/python bench/compression.py --write
+
+bench-all: setup ## Every table of bench/RESULTS.md; 4 hours on a machine that does nothing else
 	@$(BIN)/python bench/run_all.py
 
 up: setup ## Start a cluster on this machine, in the foreground

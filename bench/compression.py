@@ -26,7 +26,6 @@ from compression_entrants import (
     nncf_post_training,
     onnxruntime_dynamic,
 )
-from compression_kills import kill_at_random_points
 from compression_models import CompressionModels, prepare_models
 from report import FOLDER, add_arguments, machine, publish, say, table
 
@@ -85,12 +84,11 @@ class Row:
 def main() -> None:
     """Make, measure, print, and with --write keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help=f"some of {','.join([*ROWS, 'kills'])}; all when empty")
+    parser.add_argument("--only", default="", help=f"some of {','.join(ROWS)}; all when empty")
     parser.add_argument("--again", default="", help="rows to be made anew")
-    parser.add_argument("--kills", type=int, default=10, help="of the row kills")
     add_arguments(parser)
     arguments = parser.parse_args()
-    chosen = arguments.only.split(",") if arguments.only else [*ROWS, "kills"]
+    chosen = arguments.only.split(",") if arguments.only else list(ROWS)
     made = prepare_models()
     for name in filter(None, arguments.again.split(",")):
         for folder in (made.folder / "made").glob(f"{name}*"):
@@ -104,10 +102,6 @@ def main() -> None:
             numbers[model] = found
             if arguments.write:
                 plot(found, FOLDER / f"compression-{model}.png", model)
-    if "kills" in chosen:
-        text, found = kill_at_random_points(made, arguments.kills)
-        texts.append(text)
-        numbers["kills"] = found
     publish("compression", "\n\n".join(texts), numbers, arguments)
 
 

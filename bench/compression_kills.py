@@ -1,1 +1,0 @@
-"""Kill harness; written when the search has landed."""
