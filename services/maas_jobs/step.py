@@ -96,7 +96,7 @@ def run_step(work: Callable[[StepRequest, Reporter], JsonObject]) -> None:
     """
     folder = Path(sys.argv[1])
     if len(sys.argv) > 2:
-        _die_with(int(sys.argv[2]))
+        die_with(int(sys.argv[2]))
     # What libraries print must not get between the reports.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream, (folder / LOCK_FILE).open("w") as lock:
         os.dup2(2, 1)
@@ -116,7 +116,7 @@ def _error_of(failure: Failure) -> JobError:
     return JobError(wire_error(failure, request_id="").code.name, failure.reason, failure.message)
 
 
-def _die_with(parent_pid: int) -> None:
+def die_with(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

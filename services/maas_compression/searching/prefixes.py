@@ -17,6 +17,7 @@ from maas_package.package import Package, read_package
 
 _MARK = ".seconds"
 _WORTH_KEEPING_SECONDS = 30.0
+_KEPT_OF_THE_OTHERS = 4
 
 Apply = Callable[[Package, Technique, Path, Materials], Package]
 
@@ -42,13 +43,17 @@ class Prefixes:
         return apply(package, recipe[-1], target, _own_scratch(materials, self._path(recipe)))
 
     def remove_all_but(self, recipes: Iterable[Recipe]) -> None:
-        """Remove what is quickly made again, but for the beginnings of these recipes, which are being used."""
+        """Remove what is quickly made again, but for the last few, and for what these recipes are being made from."""
         used = {self._path(recipe[:end]).name for recipe in recipes for end in range(1, len(recipe) + 1)}
-        for mark in self.folder.glob(f"*{_MARK}"):
-            name = mark.name.removesuffix(_MARK)
-            if name not in used and float(mark.read_text()) < _WORTH_KEEPING_SECONDS:
-                mark.unlink()
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+        marks = sorted(self.folder.glob(f"*{_MARK}"), key=lambda mark: mark.stat().st_mtime, reverse=True)
+        quick = [
+            mark
+            for mark in marks
+            if mark.name.removesuffix(_MARK) not in used and float(mark.read_text()) < _WORTH_KEEPING_SECONDS
+        ]
+        for mark in quick[_KEPT_OF_THE_OTHERS:]:
+            mark.unlink()
+            shutil.rmtree(self.folder / mark.name.removesuffix(_MARK), ignore_errors=True)
 
     def _step(self, before: Package, beginning: Recipe, materials: Materials, apply: Apply) -> Package:
         """Return the package of a beginning; whoever needs it at the same time waits until it is made."""
@@ -58,6 +63,7 @@ class Prefixes:
         with path.with_name(f"{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if mark.is_file():
+                mark.touch()
                 return read_package(path)
             shutil.rmtree(path, ignore_errors=True)
             began = time.monotonic()

@@ -1,14 +1,8 @@
-"""What a trial is: a recipe, what was measured of it, and how it ended. Kept as files that outlive every process.
+"""What a trial is: a recipe, what was measured of it, and how it ended."""
 
-The files are the only record: Optuna's study is made anew from them, so the two cannot disagree after a kill.
-"""
-
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any, Self
 
 from maas_compression import limits
@@ -16,8 +10,6 @@ from maas_jobs.job import JsonObject
 
 Choices = Mapping[str, Any]
 """What a sampler chose: parameter names and their values."""
-
-_RECORD_FILE = "record.json"
 
 
 class TrialState(Enum):
@@ -104,41 +96,3 @@ class Record:
             Outcome.from_json(value["outcome"]),
             value["seconds"],
         )
-
-
-class TrialFolders:
-    """The folders of a search's trials: `<folder>/<number>/`, each with its record once it has ended."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def folder(self, number: int) -> Path:
-        """Return where a trial works."""
-        return self._folder / f"{number:04}"
-
-    def package(self, number: int) -> Path:
-        """Return where a trial leaves its package."""
-        return self.folder(number) / "package"
-
-    def write(self, record: Record) -> None:
-        """Keep a trial that has ended."""
-        write_json(self.folder(record.number) / _RECORD_FILE, record.to_json())
-
-    def read(self) -> tuple[Record, ...]:
-        """Return all trials that have ended, by number."""
-        records = (Record.from_json(read_json(path)) for path in self._folder.glob(f"*/{_RECORD_FILE}"))
-        return tuple(sorted(records, key=lambda record: record.number))
-
-
-def write_json(path: Path, value: JsonObject) -> None:
-    """Write a file that is there as a whole or not at all, whenever a process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(value), encoding="utf-8")
-    scratch.replace(path)
-
-
-def read_json(path: Path) -> JsonObject:
-    """Read what `write_json` wrote."""
-    value: JsonObject = json.loads(path.read_text(encoding="utf-8"))
-    return value

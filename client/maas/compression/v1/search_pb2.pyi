@@ -238,22 +238,28 @@ class BrokenLimit(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
     limit: _builtins.str
-    """Output only. The limit's field in Limits: `max_size_bytes`."""
+    """Output only. The limit and its unit: `max_size_bytes`, `max_p50_seconds`, `max_p99_seconds`, `min_rows_per_second`,
+    `max_memory_bytes` or `max_quality_loss`.
+    """
     wanted: _builtins.float
-    """Output only. What was asked for, in the unit of the field; times in seconds."""
+    """Output only. What was asked for."""
     found: _builtins.float
     """Output only. What was found."""
+    sentence: _builtins.str
+    """Output only. Both in one sentence, and by how much they differ."""
     def __init__(
         self,
         *,
         limit: _builtins.str = ...,
         wanted: _builtins.float = ...,
         found: _builtins.float = ...,
+        sentence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "limit", b"limit", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "limit", b"limit", "sentence", b"sentence", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
