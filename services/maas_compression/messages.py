@@ -5,6 +5,7 @@ from google.protobuf.json_format import ParseDict
 
 from maas.compression.v1 import advice_pb2
 from maas.compression.v1 import compression_job_pb2 as messages
+from maas.compression.v1 import search_pb2
 from maas.names import JobName
 from maas.registry.v1 import version_pb2
 from maas_compression.limits import Limits
@@ -38,6 +39,7 @@ def job_to_proto(job: Job) -> messages.CompressionJob:
         result_version=result.get("version", ""),
         report=ParseDict(result["report"], version_pb2.CompressionReport()) if "report" in result else None,
         advised=ParseDict(result["advised"], advice_pb2.Advice()) if "advised" in result else None,
+        search_report=ParseDict(result["search"], search_pb2.SearchReport()) if "search" in result else None,
     )
     match spec.work:
         case RecipeWork(recipe):
@@ -82,7 +84,7 @@ def limits_from_proto(message: messages.Limits) -> Limits:
         max_size_bytes=message.max_size_bytes if "max_size_bytes" in given else None,
         max_p50_seconds=_seconds(message.max_p50) if "max_p50" in given else None,
         max_p99_seconds=_seconds(message.max_p99) if "max_p99" in given else None,
-        min_throughput_rows=message.min_throughput_rows if "min_throughput_rows" in given else None,
+        min_rows_per_second=message.min_throughput_rows if "min_throughput_rows" in given else None,
         max_memory_bytes=message.max_memory_bytes if "max_memory_bytes" in given else None,
         max_quality_loss=message.max_quality_loss if "max_quality_loss" in given else None,
     )
@@ -94,7 +96,7 @@ def limits_to_proto(limits: Limits) -> messages.Limits:
         max_size_bytes=limits.max_size_bytes,
         max_p50=_duration(limits.max_p50_seconds),
         max_p99=_duration(limits.max_p99_seconds),
-        min_throughput_rows=limits.min_throughput_rows,
+        min_throughput_rows=limits.min_rows_per_second,
         max_memory_bytes=limits.max_memory_bytes,
         max_quality_loss=limits.max_quality_loss,
     )

@@ -12,11 +12,15 @@ from maas.names import DatasetVersionName
 from maas.registry.v1 import version_pb2
 from maas_compression.advice.advise import advise
 from maas_compression.advice.message import advice_to_proto
+from maas_compression.limits import Figures, LimitsNotMet, NoGain, check_gate
 from maas_compression.materials import Materials
 from maas_compression.measuring.comparison import THREADS, Contender, compare
 from maas_compression.measuring.report import Findings, judge_findings
 from maas_compression.measuring.weights import count_weights
 from maas_compression.recipe import Recipe, RecipeInvalid, technique_name, technique_text
+from maas_compression.searching.messages import found_to_proto, verdict
+from maas_compression.searching.search import Judgement, Place, Search, search_limits
+from maas_compression.searching.trials import Record
 from maas_compression.spec import (
     CHOOSING_SPLIT,
     JUDGING_SPLIT,
@@ -26,6 +30,7 @@ from maas_compression.spec import (
     AdviceWork,
     CompressionSpec,
     RecipeWork,
+    SearchWork,
     recipe_text,
 )
 from maas_compression.techniques import apply_technique
@@ -42,6 +47,9 @@ from maas_package.package import Package, read_package
 
 # Where the parts of this step begin, as shares of it.
 _MEASURE, _JUDGE = 0.4, 0.8
+_OWN_BYTES = 512 * 2**20
+"""Of the memory that a step may have, for this process beside the trials of a search."""
+_LEAST_TRIALS_BYTES = 256 * 2**20
 
 
 def compress(request: StepRequest, report: Reporter) -> JsonObject:
@@ -52,17 +60,82 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
             return _compress_by_recipe(spec, recipe, request, report)
         case AdviceWork(allow_training):
             return _advise(spec, allow_training, request, report)
+        case SearchWork() as work:
+            return _search(spec, work, request, report)
     raise RecipeInvalid(f"{type(spec.work).__name__} is not built yet")
 
 
 def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequest, report: Reporter) -> JsonObject:
-    """Apply the recipe, measure source and result in turn, judge both on the same rows."""
-    assert spec.dataset_version is not None
-    rows = open_labelled_split(split_path(request.folder, JUDGING_SPLIT))
+    """Apply the recipe, and judge what came of it."""
     source = read_package(request.folder / SOURCE_FOLDER)
+    rows = _judging_rows(source, request.folder)
+    result = apply_recipe(source, recipe, request.folder / RESULT_FOLDER, request.folder, report)
+    message = _judge(spec, source, result, rows, report)
+    return {
+        **request.previous,
+        "recipe": recipe_text(recipe),
+        "report": MessageToDict(message, preserving_proto_field_name=True),
+    }
+
+
+def _search(spec: CompressionSpec, work: SearchWork, request: StepRequest, report: Reporter) -> JsonObject:
+    """Look for the best recipe; there is a version of the answer only when it keeps to all limits."""
+    source = read_package(request.folder / SOURCE_FOLDER)
+    rows = _judging_rows(source, request.folder)
+    limits = search_limits(spec.limits)
+    reports: dict[int, version_pb2.CompressionReport] = {}
+
+    def judge(record: Record, folder: Path) -> Judgement:
+        target = request.folder / RESULT_FOLDER
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+        found = _judge(spec, source, read_package(target), rows, report)
+        reports[record.number] = found
+        figures = _figures(found)
+        try:
+            check_gate(
+                limits,
+                figures,
+                name=request.job_name,
+                smaller=found.smaller,
+                faster=found.faster,
+                allow_no_gain=spec.allow_no_gain,
+            )
+        except (LimitsNotMet, NoGain) as refusal:
+            return Judgement(limits.failures(figures), refusal.message)
+        return Judgement((), "")
+
+    cores = len(os.sched_getaffinity(0))
+    place = Place(request.folder, max(_LEAST_TRIALS_BYTES, request.memory_bytes - _OWN_BYTES), cores)
+    found = Search(work, limits, source.manifest, place, report.log, report.progress).run(judge)
+    result = {
+        **request.previous,
+        "search": MessageToDict(found_to_proto(found, limits), preserving_proto_field_name=True),
+    }
+    answer = found.answer
+    report.log(verdict(answer, found.records))
+    if answer.record is None or not answer.meets_limits:
+        return result
+    message = reports[answer.record.number]
+    return {
+        **result,
+        "recipe": list(answer.record.recipe),
+        "report": MessageToDict(message, preserving_proto_field_name=True),
+    }
+
+
+def _judging_rows(source: Package, job_folder: Path) -> LabelledSplit:
+    rows = open_labelled_split(split_path(job_folder, JUDGING_SPLIT))
     if source.manifest.labels:
         check_labels(rows, len(source.manifest.labels))
-    result = apply_recipe(source, recipe, request.folder / RESULT_FOLDER, request.folder, report)
+    return rows
+
+
+def _judge(
+    spec: CompressionSpec, source: Package, result: Package, rows: LabelledSplit, report: Reporter
+) -> version_pb2.CompressionReport:
+    """Measure source and result in turn, judge both on the same rows."""
+    assert spec.dataset_version is not None
     # So that whoever serves the result knows how fast it is, on which engine.
     result = publish_servables(result, rows.first_texts(), report.log)
     with _contender(source) as before, _contender(result) as after:
@@ -89,11 +162,7 @@ def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequ
             "agreement": message.agreement,
         }
     )
-    return {
-        **request.previous,
-        "recipe": recipe_text(recipe),
-        "report": MessageToDict(message, preserving_proto_field_name=True),
-    }
+    return message
 
 
 def _advise(spec: CompressionSpec, allow_training: bool, request: StepRequest, report: Reporter) -> JsonObject:
@@ -153,6 +222,18 @@ def apply_recipe(source: Package, recipe: Recipe, target: Path, job_folder: Path
 def _split(job_folder: Path, name: str) -> LabelledSplit | None:
     path = split_path(job_folder, name)
     return open_labelled_split(path) if path.is_file() else None
+
+
+def _figures(message: version_pb2.CompressionReport) -> Figures:
+    after = message.after
+    return Figures(
+        size_bytes=after.servable_bytes,
+        p50_seconds=after.latency_p50_ms / 1000,
+        p99_seconds=after.latency_p99_ms / 1000,
+        rows_per_second=after.throughput_rows,
+        memory_bytes=after.peak_memory_bytes,
+        quality_loss=message.quality_before.value - message.quality_after.value,
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from maas.names import DatasetVersionName, VersionName, parse_version_or_alias
 from maas.registry.v1 import registry_service_pb2, version_pb2
 from maas_compression.messages import COLLECTION, job_to_proto, limits_from_proto, work_from_proto
 from maas_compression.recipe import check_recipe
-from maas_compression.spec import JUDGING_SPLIT, CompressionSpec, RecipeWork
+from maas_compression.spec import CHOOSING_SPLIT, JUDGING_SPLIT, CompressionSpec, RecipeWork, SearchWork
 from maas_jobs.dataset import check_splits
 from maas_jobs.jobs import Jobs
 from maas_jobs.messages import parse_job_id
@@ -61,9 +61,11 @@ class CompressionServicer(CompressionServiceServicer):
         self, request: messages.ListCompressionJobsRequest, context: Context
     ) -> messages.ListCompressionJobsResponse:
         page = self._jobs.page(request.page_size, request.page_token)
-        return messages.ListCompressionJobsResponse(
-            compression_jobs=map(job_to_proto, page.jobs), next_page_token=page.next_page_token
-        )
+        jobs = [job_to_proto(job) for job in page.jobs]
+        for job in jobs:
+            if job.HasField("search_report"):
+                job.search_report.ClearField("trials")
+        return messages.ListCompressionJobsResponse(compression_jobs=jobs, next_page_token=page.next_page_token)
 
     async def WatchCompressionJob(
         self, request: messages.WatchCompressionJobRequest, context: Context
@@ -87,7 +89,7 @@ class CompressionServicer(CompressionServiceServicer):
         dataset = await self._registry.GetDatasetVersion(
             registry_service_pb2.GetDatasetVersionRequest(name=str(dataset_version))
         )
-        check_splits(dataset, [JUDGING_SPLIT])
+        check_splits(dataset, [JUDGING_SPLIT, CHOOSING_SPLIT] if isinstance(work, SearchWork) else [JUDGING_SPLIT])
         unlabelled = wanted.unlabelled_dataset_version
         return CompressionSpec(
             VersionName.parse(source.name),

@@ -248,7 +248,14 @@ class Jobs:
     async def _run_step(self, tracked: "_Tracked", step: Step, previous: JsonObject) -> JsonObject:
         job_id = tracked.shown.job_id
         folder = await asyncio.to_thread(self._files.work_folder, job_id)
-        request = StepRequest(folder, self._name(job_id), tracked.shown.spec, previous, self._registry_address)
+        request = StepRequest(
+            folder,
+            self._name(job_id),
+            tracked.shown.spec,
+            previous,
+            self._registry_address,
+            self._limits.memory_bytes,
+        )
         await asyncio.to_thread(write_request, request)
         before = _share_before(step, self._steps.values())
         tracked.advance(before, step.name)

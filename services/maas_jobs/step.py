@@ -70,6 +70,8 @@ class StepRequest:
     previous: JsonObject
     """What the step before came to; empty for the first."""
     registry_address: str
+    memory_bytes: int
+    """How much resident memory the step's process may have, with its children."""
 
 
 def write_request(request: StepRequest) -> None:
@@ -79,6 +81,7 @@ def write_request(request: StepRequest) -> None:
         "spec": request.spec,
         "previous": request.previous,
         "registry_address": request.registry_address,
+        "memory_bytes": request.memory_bytes,
     }
     (request.folder / REQUEST_FILE).write_text(json.dumps(content), encoding="utf-8")
 
@@ -117,7 +120,7 @@ def _error_of(failure: Failure) -> JobError:
 
 
 def die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends."""
+    """Have the kernel kill this process when the thread that started it ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it ended before the line above

@@ -151,6 +151,8 @@ def _crash(step: Step, status: int, stderr: Path) -> JobError:
         message = f"the step {step.name} was ended by {name}"
         if status == -signal.SIGKILL:
             message += ", maybe because the machine had no memory left"
-        return JobError("INTERNAL", "JOB_STEP_KILLED", message)
+        # Somebody else's doing, so it is worth another try; a crash of its own would come again.
+        code = "UNAVAILABLE" if status == -signal.SIGKILL else "INTERNAL"
+        return JobError(code, "JOB_STEP_KILLED", message)
     lines = content.strip().splitlines() or [f"exit status {status}"]
     return JobError("INTERNAL", "JOB_STEP_BROKE", f"the step {step.name} broke: {lines[-1][:300]}")

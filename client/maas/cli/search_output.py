@@ -17,7 +17,9 @@ class PlotLibraryMissing(MaasError):
 def write_search(report: "SearchReport") -> None:
     """Write the front as a table, with the source above it, and the answer under it."""
     answer = report.answer
-    front = sorted((trial for trial in report.trials if trial.is_pareto), key=lambda trial: trial.figures.latency_p50_ms)
+    front = sorted(
+        (trial for trial in report.trials if trial.is_pareto), key=lambda trial: trial.figures.latency_p50_ms
+    )
     rows = [("", "source", *_cells(report.source), "")]
     for trial in front:
         mark = "*" if trial.number == answer.trial else ""
@@ -55,7 +57,7 @@ def plot_search(report: "SearchReport", path: Path) -> None:
         strict=True,
     ):
         points = _draw(axes, report, trials, field)
-        axes.set(xlabel="served file, MB", ylabel=label, xscale="log")
+        axes.set(xlabel="served file, MB", ylabel=label)
         axes.grid(alpha=0.3)
     figure.colorbar(points, ax=figure.axes, label="points of quality lost")
     figure.axes[0].legend(loc="best", fontsize="small")
@@ -76,7 +78,15 @@ def _draw(axes: Any, report: "SearchReport", trials: "list[SearchTrial]", field:
         return float(getattr(trial.figures, field))
 
     lost = [trial.figures.quality_loss * 100 for trial in trials]
-    points = axes.scatter([x(one) for one in trials], [y(one) for one in trials], c=lost, cmap="viridis_r", label="trials")
+    points = axes.scatter(
+        [x(one) for one in trials],
+        [y(one) for one in trials],
+        c=lost,
+        vmin=min(lost, default=0.0),
+        vmax=max(lost, default=0.0) + 0.01,
+        cmap="viridis_r",
+        label="trials",
+    )
     front = sorted((trial for trial in trials if trial.is_pareto), key=x)
     axes.scatter(
         [x(one) for one in front],

@@ -27,7 +27,11 @@ def order(records: Sequence[Record], limits: Limits, objective: str, source: Fig
         missed = sum(check.excess * _WEIGHTS.get(check.limit, 1.0) for check in limits.failures(figures.limited))
         # What nobody measured may be as bad as anything; what failed there is the last resort.
         unknown = {TrialState.MEASURED: 0.0, TrialState.STOPPED: 1.0, TrialState.FAILED: 2.0}[record.outcome.state]
-        return (0.0 if keeps_limits(record, limits) else 1.0, missed + unknown, cost(figures, limits, objective, source))
+        return (
+            0.0 if keeps_limits(record, limits) else 1.0,
+            missed + unknown,
+            cost(figures, limits, objective, source),
+        )
 
     return sorted(usable, key=rank)
 

@@ -65,7 +65,9 @@ def answers(predictor: Predictor, rows: Rows) -> Answers:
     """Return what the package answers: float64 [N, K]."""
     if not rows.texts:
         examples = Examples(predictor)
-        return np.concatenate([_flat(predictor.run(examples.batch(4, seed)).outputs) for seed in range(_MADE_UP_BATCHES)])
+        return np.concatenate(
+            [_flat(predictor.run(examples.batch(4, seed)).outputs) for seed in range(_MADE_UP_BATCHES)]
+        )
     is_classifier = predictor.package.manifest.task == TEXT_CLASSIFICATION
     # Texts of like length go together, so that little is computed on padding.
     order = sorted(range(len(rows.texts)), key=lambda index: len(rows.texts[index]))
@@ -101,6 +103,8 @@ def is_hopeless(losses: NDArray[np.float64], limit: float | None) -> bool:
 
 def _flat(outputs: Mapping[str, Array]) -> Answers:
     parts: Sequence[Answers] = [
-        tensor.reshape(len(tensor), -1).astype(np.float64) for _, tensor in sorted(outputs.items()) if tensor.dtype.kind in "fiub"
+        tensor.reshape(len(tensor), -1).astype(np.float64)
+        for _, tensor in sorted(outputs.items())
+        if tensor.dtype.kind in "fiub"
     ]
     return np.concatenate(parts, axis=1)

@@ -4,7 +4,7 @@ It goes on after the death of any process: what it knows lies in files, and a fi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,13 +97,11 @@ class Search:
         manifest: Manifest,
         place: Place,
         log: Callable[[str], None],
-        progress: Callable[[float, str, dict[str, float]], None],
+        progress: Callable[[float, str, Mapping[str, float]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work = work
         self._limits = limits
-        if limits.max_quality_loss is None:
-            self._limits = replace(limits, max_quality_loss=DEFAULT_QUALITY_LOSS)
         self._space = Space(Model.of(manifest), work.allow_training)
         self._place = place
         self._log = log
@@ -150,9 +148,7 @@ class Search:
 
     def _try_recipes(self, source: Record) -> None:
         figures = source.outcome.figures
-        end = self._work.time_budget_seconds - min(
-            _JUDGING_SHARE * self._work.time_budget_seconds, 3 * source.seconds
-        )
+        end = self._work.time_budget_seconds - min(_JUDGING_SHARE * self._work.time_budget_seconds, 3 * source.seconds)
         sampler = Sampler(self._space, self._limits, figures, self._tried(), self._work.seed)
         tried, is_exhausted = len(self._tried()), False
         while self._spent() < end:
@@ -285,6 +281,11 @@ class Search:
 
     def _spent(self) -> float:
         return self._clock() - self._began
+
+
+def search_limits(limits: Limits) -> Limits:
+    """Return the limits that a search keeps to when so much was stated."""
+    return limits if limits.max_quality_loss is not None else replace(limits, max_quality_loss=DEFAULT_QUALITY_LOSS)
 
 
 def figures_text(figures: Figures) -> str:

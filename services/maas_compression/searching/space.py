@@ -169,7 +169,9 @@ class Space:
             case "lstm":
                 return Distill(student=_LSTM, epochs=choices["epochs"])
             case "narrow":
-                return Distill(layers=_half(self.model.layers), hidden_size=128, inner_size=512, epochs=choices["epochs"])
+                return Distill(
+                    layers=_half(self.model.layers), hidden_size=128, inner_size=512, epochs=choices["epochs"]
+                )
             case "third":
                 return Distill(layers=max(1, self.model.layers // 3), epochs=choices["epochs"], hint_weight=1.0)
             case "half":
@@ -220,7 +222,7 @@ class Space:
         yield _choices(storage=_BF16)
 
     def _promising_with_training(self, words: tuple[int, ...]) -> Iterator[Choices]:
-        ending = {"storage": _INT8, "minimum_count": words[0], "embeddings": _INT4}
+        ending: dict[str, Any] = {"storage": _INT8, "minimum_count": words[0], "embeddings": _INT4}
         for student in self._students():
             yield _choices(change="student", student=student, epochs=4, **ending)
         if self.model.is_transformer:

@@ -27,12 +27,13 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from maas.compression.v1 import advice_pb2 as maas_dot_compression_dot_v1_dot_advice__pb2
+from maas.compression.v1 import search_pb2 as maas_dot_compression_dot_v1_dot_search__pb2
 from maas.compression.v1 import technique_pb2 as maas_dot_compression_dot_v1_dot_technique__pb2
 from maas.jobs.v1 import job_state_pb2 as maas_dot_jobs_dot_v1_dot_job__state__pb2
 from maas.registry.v1 import version_pb2 as maas_dot_registry_dot_v1_dot_version__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)maas/compression/v1/compression_job.proto\x12\x13maas.compression.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a maas/compression/v1/advice.proto\x1a#maas/compression/v1/technique.proto\x1a\x1cmaas/jobs/v1/job_state.proto\x1a\x1emaas/registry/v1/version.proto\"\xe9\x05\n\x0e\x43ompressionJob\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12$\n\x0esource_version\x18\x02 \x01(\tB\x0c\xe2\x41\x02\x02\x05\xbaH\x04r\x02\x10\x01\x12\x34\n\x06recipe\x18\x03 \x01(\x0b\x32\x1b.maas.compression.v1.RecipeB\x05\xe2\x41\x02\x02\x05H\x00\x12<\n\x06search\x18\x08 \x01(\x0b\x32#.maas.compression.v1.SearchSettingsB\x05\xe2\x41\x02\x02\x05H\x00\x12<\n\x06\x61\x64vice\x18\t \x01(\x0b\x32#.maas.compression.v1.AdviceSettingsB\x05\xe2\x41\x02\x02\x05H\x00\x12\x46\n\x0bsensitivity\x18\n \x01(\x0b\x32(.maas.compression.v1.SensitivitySettingsB\x05\xe2\x41\x02\x02\x05H\x00\x12\x1e\n\x0f\x64\x61taset_version\x18\x04 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12-\n\x06status\x18\x05 \x01(\x0b\x32\x17.maas.jobs.v1.JobStatusB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eresult_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x39\n\x06report\x18\x07 \x01(\x0b\x32#.maas.registry.v1.CompressionReportB\x04\xe2\x41\x01\x03\x12\x32\n\x06limits\x18\x0b \x01(\x0b\x32\x1b.maas.compression.v1.LimitsB\x05\xe2\x41\x02\x01\x05\x12)\n\x1aunlabelled_dataset_version\x18\x0c \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x1c\n\rallow_no_gain\x18\r \x01(\x08\x42\x05\xe2\x41\x02\x01\x05\x12\x32\n\x07\x61\x64vised\x18\x0e \x01(\x0b\x32\x1b.maas.compression.v1.AdviceB\x04\xe2\x41\x01\x03:;\xea\x41\x38\n\x13maas/CompressionJob\x12!compressionJobs/{compression_job}B\r\n\x04work\x12\x05\xbaH\x02\x08\x01\"L\n\x06Recipe\x12\x42\n\ntechniques\x18\x01 \x03(\x0b\x32\x1e.maas.compression.v1.TechniqueB\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\"\x9b\x03\n\x06Limits\x12(\n\x0emax_size_bytes\x18\x01 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02 \x00H\x00\x88\x01\x01\x12\x38\n\x07max_p50\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xe2\x41\x01\x01\xbaH\x05\xaa\x01\x02*\x00\x12\x38\n\x07max_p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xe2\x41\x01\x01\xbaH\x05\xaa\x01\x02*\x00\x12\x36\n\x13min_throughput_rows\x18\x04 \x01(\x01\x42\x14\xe2\x41\x01\x01\xbaH\r\x12\x0b!\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12*\n\x10max_memory_bytes\x18\x05 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02 \x00H\x02\x88\x01\x01\x12:\n\x10max_quality_loss\x18\x06 \x01(\x01\x42\x1b\xe2\x41\x01\x01\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x03\x88\x01\x01\x42\x11\n\x0f_max_size_bytesB\x16\n\x14_min_throughput_rowsB\x13\n\x11_max_memory_bytesB\x13\n\x11_max_quality_loss\"\xc5\x02\n\x0eSearchSettings\x12\x42\n\tobjective\x18\x01 \x01(\tB*\xe2\x41\x01\x01\xbaH#r!R\x07\x66\x61stestR\x08smallestR\x0c\x62\x65st_qualityH\x00\x88\x01\x01\x12\x44\n\x0btime_budget\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\xe2\x41\x01\x01\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\n\x12\x1c\n\x0e\x61llow_training\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12(\n\x0bmost_trials\x18\x04 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\x90N(\x01H\x01\x88\x01\x01\x12#\n\x07workers\x18\x05 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18@(\x01H\x02\x88\x01\x01\x12\x12\n\x04seed\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x01\x42\x0c\n\n_objectiveB\x0e\n\x0c_most_trialsB\n\n\x08_workers\".\n\x0e\x41\x64viceSettings\x12\x1c\n\x0e\x61llow_training\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01\"@\n\x13SensitivitySettings\x12 \n\x04\x62its\x18\x01 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x08(\x02H\x00\x88\x01\x01\x42\x07\n\x05_bitsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)maas/compression/v1/compression_job.proto\x12\x13maas.compression.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a maas/compression/v1/advice.proto\x1a maas/compression/v1/search.proto\x1a#maas/compression/v1/technique.proto\x1a\x1cmaas/jobs/v1/job_state.proto\x1a\x1emaas/registry/v1/version.proto\"\xa9\x06\n\x0e\x43ompressionJob\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12$\n\x0esource_version\x18\x02 \x01(\tB\x0c\xe2\x41\x02\x02\x05\xbaH\x04r\x02\x10\x01\x12\x34\n\x06recipe\x18\x03 \x01(\x0b\x32\x1b.maas.compression.v1.RecipeB\x05\xe2\x41\x02\x02\x05H\x00\x12<\n\x06search\x18\x08 \x01(\x0b\x32#.maas.compression.v1.SearchSettingsB\x05\xe2\x41\x02\x02\x05H\x00\x12<\n\x06\x61\x64vice\x18\t \x01(\x0b\x32#.maas.compression.v1.AdviceSettingsB\x05\xe2\x41\x02\x02\x05H\x00\x12\x46\n\x0bsensitivity\x18\n \x01(\x0b\x32(.maas.compression.v1.SensitivitySettingsB\x05\xe2\x41\x02\x02\x05H\x00\x12\x1e\n\x0f\x64\x61taset_version\x18\x04 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12-\n\x06status\x18\x05 \x01(\x0b\x32\x17.maas.jobs.v1.JobStatusB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eresult_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x39\n\x06report\x18\x07 \x01(\x0b\x32#.maas.registry.v1.CompressionReportB\x04\xe2\x41\x01\x03\x12\x32\n\x06limits\x18\x0b \x01(\x0b\x32\x1b.maas.compression.v1.LimitsB\x05\xe2\x41\x02\x01\x05\x12)\n\x1aunlabelled_dataset_version\x18\x0c \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x1c\n\rallow_no_gain\x18\r \x01(\x08\x42\x05\xe2\x41\x02\x01\x05\x12\x32\n\x07\x61\x64vised\x18\x0e \x01(\x0b\x32\x1b.maas.compression.v1.AdviceB\x04\xe2\x41\x01\x03\x12>\n\rsearch_report\x18\x0f \x01(\x0b\x32!.maas.compression.v1.SearchReportB\x04\xe2\x41\x01\x03:;\xea\x41\x38\n\x13maas/CompressionJob\x12!compressionJobs/{compression_job}B\r\n\x04work\x12\x05\xbaH\x02\x08\x01\"L\n\x06Recipe\x12\x42\n\ntechniques\x18\x01 \x03(\x0b\x32\x1e.maas.compression.v1.TechniqueB\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\"\x9b\x03\n\x06Limits\x12(\n\x0emax_size_bytes\x18\x01 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02 \x00H\x00\x88\x01\x01\x12\x38\n\x07max_p50\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xe2\x41\x01\x01\xbaH\x05\xaa\x01\x02*\x00\x12\x38\n\x07max_p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xe2\x41\x01\x01\xbaH\x05\xaa\x01\x02*\x00\x12\x36\n\x13min_throughput_rows\x18\x04 \x01(\x01\x42\x14\xe2\x41\x01\x01\xbaH\r\x12\x0b!\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12*\n\x10max_memory_bytes\x18\x05 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02 \x00H\x02\x88\x01\x01\x12:\n\x10max_quality_loss\x18\x06 \x01(\x01\x42\x1b\xe2\x41\x01\x01\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x03\x88\x01\x01\x42\x11\n\x0f_max_size_bytesB\x16\n\x14_min_throughput_rowsB\x13\n\x11_max_memory_bytesB\x13\n\x11_max_quality_loss\"\xc5\x02\n\x0eSearchSettings\x12\x42\n\tobjective\x18\x01 \x01(\tB*\xe2\x41\x01\x01\xbaH#r!R\x07\x66\x61stestR\x08smallestR\x0c\x62\x65st_qualityH\x00\x88\x01\x01\x12\x44\n\x0btime_budget\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\xe2\x41\x01\x01\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\n\x12\x1c\n\x0e\x61llow_training\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12(\n\x0bmost_trials\x18\x04 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x01\x88\x01\x01\x12#\n\x07workers\x18\x05 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18@(\x01H\x02\x88\x01\x01\x12\x12\n\x04seed\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x01\x42\x0c\n\n_objectiveB\x0e\n\x0c_most_trialsB\n\n\x08_workers\".\n\x0e\x41\x64viceSettings\x12\x1c\n\x0e\x61llow_training\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01\"@\n\x13SensitivitySettings\x12 \n\x04\x62its\x18\x01 \x01(\x05\x42\r\xe2\x41\x01\x01\xbaH\x06\x1a\x04\x18\x08(\x02H\x00\x88\x01\x01\x42\x07\n\x05_bitsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -69,6 +70,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPRESSIONJOB'].fields_by_name['allow_no_gain']._serialized_options = b'\342A\002\001\005'
   _globals['_COMPRESSIONJOB'].fields_by_name['advised']._loaded_options = None
   _globals['_COMPRESSIONJOB'].fields_by_name['advised']._serialized_options = b'\342A\001\003'
+  _globals['_COMPRESSIONJOB'].fields_by_name['search_report']._loaded_options = None
+  _globals['_COMPRESSIONJOB'].fields_by_name['search_report']._serialized_options = b'\342A\001\003'
   _globals['_COMPRESSIONJOB']._loaded_options = None
   _globals['_COMPRESSIONJOB']._serialized_options = b'\352A8\n\023maas/CompressionJob\022!compressionJobs/{compression_job}'
   _globals['_RECIPE'].fields_by_name['techniques']._loaded_options = None
@@ -92,7 +95,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHSETTINGS'].fields_by_name['allow_training']._loaded_options = None
   _globals['_SEARCHSETTINGS'].fields_by_name['allow_training']._serialized_options = b'\342A\001\001'
   _globals['_SEARCHSETTINGS'].fields_by_name['most_trials']._loaded_options = None
-  _globals['_SEARCHSETTINGS'].fields_by_name['most_trials']._serialized_options = b'\342A\001\001\272H\007\032\005\030\220N(\001'
+  _globals['_SEARCHSETTINGS'].fields_by_name['most_trials']._serialized_options = b'\342A\001\001\272H\007\032\005\030\350\007(\001'
   _globals['_SEARCHSETTINGS'].fields_by_name['workers']._loaded_options = None
   _globals['_SEARCHSETTINGS'].fields_by_name['workers']._serialized_options = b'\342A\001\001\272H\006\032\004\030@(\001'
   _globals['_SEARCHSETTINGS'].fields_by_name['seed']._loaded_options = None
@@ -101,16 +104,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADVICESETTINGS'].fields_by_name['allow_training']._serialized_options = b'\342A\001\001'
   _globals['_SENSITIVITYSETTINGS'].fields_by_name['bits']._loaded_options = None
   _globals['_SENSITIVITYSETTINGS'].fields_by_name['bits']._serialized_options = b'\342A\001\001\272H\006\032\004\030\010(\002'
-  _globals['_COMPRESSIONJOB']._serialized_start=321
-  _globals['_COMPRESSIONJOB']._serialized_end=1066
-  _globals['_RECIPE']._serialized_start=1068
-  _globals['_RECIPE']._serialized_end=1144
-  _globals['_LIMITS']._serialized_start=1147
-  _globals['_LIMITS']._serialized_end=1558
-  _globals['_SEARCHSETTINGS']._serialized_start=1561
-  _globals['_SEARCHSETTINGS']._serialized_end=1886
-  _globals['_ADVICESETTINGS']._serialized_start=1888
-  _globals['_ADVICESETTINGS']._serialized_end=1934
-  _globals['_SENSITIVITYSETTINGS']._serialized_start=1936
-  _globals['_SENSITIVITYSETTINGS']._serialized_end=2000
+  _globals['_COMPRESSIONJOB']._serialized_start=355
+  _globals['_COMPRESSIONJOB']._serialized_end=1164
+  _globals['_RECIPE']._serialized_start=1166
+  _globals['_RECIPE']._serialized_end=1242
+  _globals['_LIMITS']._serialized_start=1245
+  _globals['_LIMITS']._serialized_end=1656
+  _globals['_SEARCHSETTINGS']._serialized_start=1659
+  _globals['_SEARCHSETTINGS']._serialized_end=1984
+  _globals['_ADVICESETTINGS']._serialized_start=1986
+  _globals['_ADVICESETTINGS']._serialized_end=2032
+  _globals['_SENSITIVITYSETTINGS']._serialized_start=2034
+  _globals['_SENSITIVITYSETTINGS']._serialized_end=2098
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from maas.compression.v1 import advice_pb2 as _advice_pb2
+from maas.compression.v1 import search_pb2 as _search_pb2
 from maas.compression.v1 import technique_pb2 as _technique_pb2
 from maas.jobs.v1 import job_state_pb2 as _job_state_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
@@ -43,6 +44,7 @@ class CompressionJob(_message.Message):
     UNLABELLED_DATASET_VERSION_FIELD_NUMBER: _builtins.int
     ALLOW_NO_GAIN_FIELD_NUMBER: _builtins.int
     ADVISED_FIELD_NUMBER: _builtins.int
+    SEARCH_REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `compressionJobs/{compression_job}`."""
     source_version: _builtins.str
@@ -96,6 +98,12 @@ class CompressionJob(_message.Message):
     def advised(self) -> _advice_pb2.Advice:
         """Output only. Which recipes suit the source; set when SUCCEEDED and the work is `advice`."""
 
+    @_builtins.property
+    def search_report(self) -> _search_pb2.SearchReport:
+        """Output only. What a search tried, and what it came to; set when a search SUCCEEDED, which it does also when no
+        recipe keeps to the limits.
+        """
+
     def __init__(
         self,
         *,
@@ -113,10 +121,11 @@ class CompressionJob(_message.Message):
         unlabelled_dataset_version: _builtins.str = ...,
         allow_no_gain: _builtins.bool = ...,
         advised: _advice_pb2.Advice | None = ...,
+        search_report: _search_pb2.SearchReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "sensitivity", b"sensitivity", "status", b"status", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "search_report", b"search_report", "sensitivity", b"sensitivity", "status", b"status", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "sensitivity", b"sensitivity", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "search_report", b"search_report", "sensitivity", b"sensitivity", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["recipe", "search", "advice", "sensitivity"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
@@ -230,9 +239,11 @@ class SearchSettings(_message.Message):
     allow_training: _builtins.bool
     """Optional. Whether techniques that train may be used. Default: false."""
     most_trials: _builtins.int
-    """Optional. Trials after which it ends, 1 to 10000. Default: 100."""
+    """Optional. Trials after which it ends, 1 to 1000. Default: 100."""
     workers: _builtins.int
-    """Optional. Trials at a time, 1 to 64. Default: as many as the host has cores."""
+    """Optional. Trials at a time, 1 to 64; they share the memory that a step may have. Default: as many as the host has
+    cores.
+    """
     seed: _builtins.int
     """Optional. Of all random numbers. Default: 0."""
     @_builtins.property

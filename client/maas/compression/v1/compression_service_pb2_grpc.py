@@ -88,7 +88,7 @@ class CompressionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCompressionJobs(self, request, context):
-        """Lists jobs, newest first, without their log lines.
+        """Lists jobs, newest first, without their log lines and the trials of a search.
 
         INVALID_ARGUMENT: the page token is not from this query.
         """

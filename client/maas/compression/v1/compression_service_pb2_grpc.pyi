@@ -46,7 +46,7 @@ class CompressionServiceStub:
     GetCompressionJob: _grpc.UnaryUnaryMultiCallable[_compression_service_pb2.GetCompressionJobRequest, _compression_job_pb2.CompressionJob]
     """NOT_FOUND: there is no such job."""
     ListCompressionJobs: _grpc.UnaryUnaryMultiCallable[_compression_service_pb2.ListCompressionJobsRequest, _compression_service_pb2.ListCompressionJobsResponse]
-    """Lists jobs, newest first, without their log lines.
+    """Lists jobs, newest first, without their log lines and the trials of a search.
 
     INVALID_ARGUMENT: the page token is not from this query.
     """
@@ -79,7 +79,7 @@ class CompressionServiceAsyncStub(CompressionServiceStub):
     GetCompressionJob: _aio.UnaryUnaryMultiCallable[_compression_service_pb2.GetCompressionJobRequest, _compression_job_pb2.CompressionJob]  # type: ignore[assignment]
     """NOT_FOUND: there is no such job."""
     ListCompressionJobs: _aio.UnaryUnaryMultiCallable[_compression_service_pb2.ListCompressionJobsRequest, _compression_service_pb2.ListCompressionJobsResponse]  # type: ignore[assignment]
-    """Lists jobs, newest first, without their log lines.
+    """Lists jobs, newest first, without their log lines and the trials of a search.
 
     INVALID_ARGUMENT: the page token is not from this query.
     """
@@ -127,7 +127,7 @@ class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _compression_service_pb2.ListCompressionJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_compression_service_pb2.ListCompressionJobsResponse, _abc.Awaitable[_compression_service_pb2.ListCompressionJobsResponse]]:
-        """Lists jobs, newest first, without their log lines.
+        """Lists jobs, newest first, without their log lines and the trials of a search.
 
         INVALID_ARGUMENT: the page token is not from this query.
         """
