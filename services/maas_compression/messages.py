@@ -84,7 +84,7 @@ def limits_from_proto(message: messages.Limits) -> Limits:
         max_size_bytes=message.max_size_bytes if "max_size_bytes" in given else None,
         max_p50_seconds=_seconds(message.max_p50) if "max_p50" in given else None,
         max_p99_seconds=_seconds(message.max_p99) if "max_p99" in given else None,
-        min_rows_per_second=message.min_throughput_rows if "min_throughput_rows" in given else None,
+        min_throughput_rows=message.min_throughput_rows if "min_throughput_rows" in given else None,
         max_memory_bytes=message.max_memory_bytes if "max_memory_bytes" in given else None,
         max_quality_loss=message.max_quality_loss if "max_quality_loss" in given else None,
     )
@@ -96,7 +96,7 @@ def limits_to_proto(limits: Limits) -> messages.Limits:
         max_size_bytes=limits.max_size_bytes,
         max_p50=_duration(limits.max_p50_seconds),
         max_p99=_duration(limits.max_p99_seconds),
-        min_throughput_rows=limits.min_rows_per_second,
+        min_throughput_rows=limits.min_throughput_rows,
         max_memory_bytes=limits.max_memory_bytes,
         max_quality_loss=limits.max_quality_loss,
     )

@@ -47,6 +47,7 @@ class SearchFolders:
         self._folder = job_folder / "search"
         self._trials = self._folder / "trials"
         self.prefixes = self._folder / "prefixes"
+        self.answers = self._folder / "answers"
 
     def package(self, number: int) -> Path:
         """Return where a trial leaves its package."""
@@ -55,10 +56,6 @@ class SearchFolders:
     def output(self, number: int) -> Path:
         """Return where goes what a trial's process prints."""
         return self._trial(number) / "output.txt"
-
-    def source_answers(self, part: int) -> Path:
-        """Return where the source's answers on a part of the rows are kept."""
-        return self._folder / f"source-answers-{part}.npy"
 
     @contextmanager
     def speed_turn(self) -> Iterator[None]:

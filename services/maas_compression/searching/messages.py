@@ -71,6 +71,7 @@ def _figures_to_proto(figures: Figures) -> messages.SearchFigures:
         latency_p99_ms=_milliseconds(figures.p99_seconds),
         throughput_rows=figures.rows_per_second,
         peak_memory_bytes=figures.peak_memory_bytes,
+        metric=figures.metric,
         quality=figures.quality,
         quality_loss=figures.quality_loss,
         row_count=figures.rows,

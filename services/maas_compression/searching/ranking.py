@@ -59,7 +59,7 @@ def slowness(figures: Figures, limits: Limits, source: Figures) -> float:
     alone = figures.p50_seconds / source.p50_seconds
     in_batches = source.rows_per_second / figures.rows_per_second
     asks_alone = limits.max_p50_seconds is not None or limits.max_p99_seconds is not None
-    asks_batches = limits.min_rows_per_second is not None
+    asks_batches = limits.min_throughput_rows is not None
     if asks_alone != asks_batches:
         return alone if asks_alone else in_batches
     return math.sqrt(alone * in_batches)

@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from maas_compression.materials import Materials
+from maas_compression.measuring.judging import Judge, Judgement
 from maas_compression.searching.folders import SearchFolders, TrialRequest
 from maas_compression.searching.prefixes import Prefixes
-from maas_compression.searching.scoring import Answers, Rows, answers, is_hopeless, scores
 from maas_compression.searching.trials import Figures, Outcome, TrialState
 from maas_compression.spec import CHOOSING_SPLIT, LEARNING_SPLIT, SOURCE_FOLDER
 from maas_compression.techniques import apply_technique
@@ -35,9 +34,13 @@ from maas_runtime.failures import Failure
 THREADS = 1
 """Of an engine that is measured."""
 
+MOST_ROWS = 2000
+"""Of the split that is searched on. More rows would take the time of further trials."""
+FIRST_ROWS = 256
+"""By which a hopeless trial is told."""
+
 _ROUNDS, _CALLS_PER_ROUND = 6, 30
 _SPEED_SECONDS = 3.0
-_SPEED_ROWS = 512
 
 
 class _Hopeless(Exception):
@@ -76,7 +79,8 @@ class _Trial:
         self._folders = SearchFolders(job_folder)
         self._limits = request.limits
         self._source = read_package(job_folder / SOURCE_FOLDER)
-        self._rows = Rows.of(self._split(CHOOSING_SPLIT)) if self._source.manifest.text else Rows()
+        self._rows = self._split(CHOOSING_SPLIT) if self._source.manifest.text else None
+        self._texts = () if self._rows is None else self._rows.first_texts()
 
     def run(self) -> Figures:
         """Return everything that was measured. Raises _Hopeless, and what techniques and engines raise."""
@@ -103,33 +107,27 @@ class _Trial:
             apply_technique,
         )
         if len(package.manifest.servables) > 1 or package.manifest.architecture is not None:
-            package = publish_servables(package, self._rows.texts[:_SPEED_ROWS], _log)
+            package = publish_servables(package, self._texts, _log)
         return package
 
     def _judge(self, predictor: Predictor, figures: Figures) -> Figures:
-        """Compare the answers with the source's, on a few rows and then on all."""
-        losses, qualities = np.empty(0), np.empty(0)
-        for index, part in enumerate(self._rows.parts()):
-            found = answers(predictor, part)
-            source = self._source_answers(index, found)
-            score = scores(predictor, part, found, source)
-            losses = np.concatenate([losses, scores(predictor, part, source, source) - score])
-            qualities = np.concatenate([qualities, score])
-            figures = replace(
-                figures, quality=float(qualities.mean()), quality_loss=float(losses.mean()), rows=len(losses)
+        """Compare the answers with the source's: on a few rows, and where these leave hope on all."""
+        judgement = self._judged(predictor, FIRST_ROWS)
+        limit = self._limits.max_quality_loss
+        if limit is not None and -judgement.difference.high > limit and self._request.recipe:
+            # Also the end of the interval that is kindest to it is too much.
+            raise _Hopeless(
+                _with_quality(figures, judgement),
+                f"loses {judgement.loss * 100:.1f} points on the first {judgement.rows} rows",
             )
-            if is_hopeless(losses, self._limits.max_quality_loss):
-                raise _Hopeless(figures, f"loses {losses.mean() * 100:.1f} points on the first {len(losses)} rows")
+        figures = _with_quality(figures, self._judged(predictor, MOST_ROWS))
         self._refuse_broken(figures)
         return figures
 
-    def _source_answers(self, part: int, found: Answers) -> Answers:
-        """Return what the source answered; when this trial is the source, leave it for the others."""
-        path = self._folders.source_answers(part)
-        if not self._request.recipe:
-            np.save(path, found)
-        answered: Answers = np.load(path, allow_pickle=False)
-        return answered
+    def _judged(self, predictor: Predictor, most_rows: int) -> Judgement:
+        source, folder = self._source, self._folders.answers
+        judge = Judge(source, choose_servable(source), self._rows, folder, most_rows=most_rows, threads=THREADS)
+        return judge.judge(predictor)
 
     def _measure_speed(self, predictor: Predictor, figures: Figures) -> Figures:
         """Measure in turn with the source, one trial at a time.
@@ -140,7 +138,7 @@ class _Trial:
         with self._folders.speed_turn(), _opened(self._source) as source:
             before, after = compare_speed(
                 (source, predictor),
-                self._rows.texts[:_SPEED_ROWS],
+                self._texts,
                 rounds=_ROUNDS,
                 calls_per_round=_CALLS_PER_ROUND,
                 seconds=_SPEED_SECONDS,
@@ -170,18 +168,26 @@ class _Trial:
 
     def _materials(self) -> Materials:
         return Materials(
+            self._folders.prefixes,
             train=self._split(LEARNING_SPLIT),
             validation=self._split(CHOOSING_SPLIT),
-            unlabelled=None,
-            scratch=self._folders.prefixes,
             threads=self._request.threads,
             log=_log,
-            progress=lambda share, phase: None,
         )
 
     def _split(self, name: str) -> LabelledSplit | None:
         path = split_path(self._job_folder, name)
         return open_labelled_split(path) if path.is_file() else None
+
+
+def _with_quality(figures: Figures, judgement: Judgement) -> Figures:
+    return replace(
+        figures,
+        quality=judgement.after.value,
+        quality_loss=judgement.loss,
+        rows=judgement.rows,
+        metric=judgement.metric,
+    )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Figures:
     """What was measured of one package. What is None was not measured."""
 
     size_bytes: int = 0
+    metric: str = ""
     quality: float | None = None
     quality_loss: float | None = None
     rows: int = 0

@@ -165,6 +165,7 @@ class SearchFigures(_message.Message):
     QUALITY_LOSS_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Output only. Bytes of the served file."""
     latency_p50_ms: _builtins.float
@@ -185,6 +186,8 @@ class SearchFigures(_message.Message):
     """Output only. How many rows were looked at."""
     engine: _builtins.str
     """Output only. The engine that was measured: `onnxruntime`."""
+    metric: _builtins.str
+    """Output only. What the quality is: `accuracy`, `cosine` (to the source's vectors) or `fidelity` (to its tensors)."""
     def __init__(
         self,
         *,
@@ -197,10 +200,11 @@ class SearchFigures(_message.Message):
         quality_loss: _builtins.float | None = ...,
         row_count: _builtins.int = ...,
         engine: _builtins.str = ...,
+        metric: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_latency_p50_ms", b"_latency_p50_ms", "_latency_p99_ms", b"_latency_p99_ms", "_peak_memory_bytes", b"_peak_memory_bytes", "_quality", b"_quality", "_quality_loss", b"_quality_loss", "_throughput_rows", b"_throughput_rows", "latency_p50_ms", b"latency_p50_ms", "latency_p99_ms", b"latency_p99_ms", "peak_memory_bytes", b"peak_memory_bytes", "quality", b"quality", "quality_loss", b"quality_loss", "throughput_rows", b"throughput_rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latency_p50_ms", b"_latency_p50_ms", "_latency_p99_ms", b"_latency_p99_ms", "_peak_memory_bytes", b"_peak_memory_bytes", "_quality", b"_quality", "_quality_loss", b"_quality_loss", "_throughput_rows", b"_throughput_rows", "engine", b"engine", "latency_p50_ms", b"latency_p50_ms", "latency_p99_ms", b"latency_p99_ms", "peak_memory_bytes", b"peak_memory_bytes", "quality", b"quality", "quality_loss", b"quality_loss", "row_count", b"row_count", "size_bytes", b"size_bytes", "throughput_rows", b"throughput_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latency_p50_ms", b"_latency_p50_ms", "_latency_p99_ms", b"_latency_p99_ms", "_peak_memory_bytes", b"_peak_memory_bytes", "_quality", b"_quality", "_quality_loss", b"_quality_loss", "_throughput_rows", b"_throughput_rows", "engine", b"engine", "latency_p50_ms", b"latency_p50_ms", "latency_p99_ms", b"latency_p99_ms", "metric", b"metric", "peak_memory_bytes", b"peak_memory_bytes", "quality", b"quality", "quality_loss", b"quality_loss", "row_count", b"row_count", "size_bytes", b"size_bytes", "throughput_rows", b"throughput_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__latency_p50_ms: _TypeAlias = _typing.Literal["latency_p50_ms"]  # noqa: Y015
     _WhichOneofArgType__latency_p50_ms: _TypeAlias = _typing.Literal["_latency_p50_ms", b"_latency_p50_ms"]  # noqa: Y015
@@ -240,7 +244,7 @@ class BrokenLimit(_message.Message):
     FOUND_FIELD_NUMBER: _builtins.int
     SENTENCE_FIELD_NUMBER: _builtins.int
     limit: _builtins.str
-    """Output only. The limit and its unit: `max_size_bytes`, `max_p50_seconds`, `max_p99_seconds`, `min_rows_per_second`,
+    """Output only. The limit and its unit: `max_size_bytes`, `max_p50_seconds`, `max_p99_seconds`, `min_throughput_rows`,
     `max_memory_bytes` or `max_quality_loss`.
     """
     wanted: _builtins.float
