@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maas.cli.job_output import NoWait, follow
+from maas.cli.job_output import NoWait, Plot, follow
 from maas.cli.options import Endpoint, Json, connected
 from maas.cli.output import console, short_version, write_json, write_table
 from maas.errors import InvalidInputError, NotAllowedNowError
@@ -81,6 +81,7 @@ def compress(
     allow_no_gain: Annotated[
         bool, typer.Option("--allow-no-gain", help="Register the result even if it is neither smaller nor faster.")
     ] = False,
+    plot: Plot = None,
     no_wait: NoWait = False,
     endpoint: Endpoint = None,
     as_json: Json = False,
@@ -100,6 +101,7 @@ def compress(
                 "--trials": trials,
                 "--workers": workers,
                 "--seed": seed,
+                "--plot": plot,
             },
             "--sensitivity": {"--bits": bits},
         },
@@ -132,7 +134,7 @@ def compress(
         job = client.compress(
             reference, work, dataset=dataset, unlabelled=unlabelled, limits=limits, allow_no_gain=allow_no_gain
         )
-        follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json, plot=plot)
 
 
 def advise(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from maas.cli.job_output import NoWait, follow
+from maas.cli.job_output import NoWait, Plot, follow
 from maas.cli.options import Endpoint, Json, connected
 from maas.cli.output import ago_text, say, short_version, state_text, write_json, write_table
 
@@ -95,12 +95,13 @@ def ls(endpoint: Endpoint = None, as_json: Json = False) -> None:
 
 def watch(
     job: Annotated[str, typer.Argument(help="The job's name, or its id alone.")],
+    plot: Plot = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Watch a job until it ends; fails when the job does."""
     with connected(endpoint) as client:
-        follow(client, client.job(job), no_wait=False, as_json=as_json)
+        follow(client, client.job(job), no_wait=False, as_json=as_json, plot=plot)
 
 
 def cancel(

@@ -1,20 +1,23 @@
 """A job that is followed to its end, and what it came to."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maas.cli.output import last_segment, say, short_version, write_json
+from maas.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from maas.client import Client, Job
     from maas.compression.v1.compression_job_pb2 import CompressionJob
 
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Of --auto: write a plot of the trials there, as PNG.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is stored.")]
 
 
-def follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool) -> None:
-    """Show the job until it ends, and its result. Raises JobFailed."""
+def follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool, plot: Path | None = None) -> None:
+    """Show the job until it ends, and its result; write the plot of a search. Raises JobFailed, PlotLibraryMissing."""
     from maas.cli.progress import follow_job
     from maas.client import raise_unless_succeeded
 
@@ -31,6 +34,8 @@ def follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool) -> Non
     raise_unless_succeeded(last)
     if not as_json:
         _show_result(last)
+    if plot is not None:
+        _write_plot(last, plot)
 
 
 def _show_result(job: "Job") -> None:
@@ -46,13 +51,29 @@ def _show_result(job: "Job") -> None:
     _show_compression(job)
 
 
+def _write_plot(job: "Job", path: Path) -> None:
+    from maas.cli.search_output import plot_search
+    from maas.compression.v1.compression_job_pb2 import CompressionJob
+
+    if not isinstance(job, CompressionJob) or job.WhichOneof("work") != "search":
+        raise InvalidInputError(f"{job.name} did not search, so there is nothing to plot", reason="NOTHING_TO_PLOT")
+    plot_search(job.search_report, path)
+    say(f"wrote {path}")
+
+
 def _show_compression(job: "CompressionJob") -> None:
     from maas.cli.advice_output import write_advice
     from maas.cli.model_commands import write_report
+    from maas.cli.search_output import write_search
 
     match job.WhichOneof("work"):
         case "advice":
             write_advice(job)
+        case "search":
+            write_search(job.search_report)
+            if job.result_version:
+                say(f"made {short_version(job.result_version)} from {short_version(job.source_version)}")
+                write_report(job.report)
         case _:
             say(f"made {short_version(job.result_version)} from {short_version(job.source_version)}")
             write_report(job.report)
