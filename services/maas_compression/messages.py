@@ -3,9 +3,8 @@
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
-from maas.compression.v1 import advice_pb2
+from maas.compression.v1 import advice_pb2, search_pb2
 from maas.compression.v1 import compression_job_pb2 as messages
-from maas.compression.v1 import search_pb2
 from maas.names import JobName
 from maas.registry.v1 import version_pb2
 from maas_compression.limits import Limits
