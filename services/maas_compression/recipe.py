@@ -123,6 +123,7 @@ class Distill:
     hint_weight: float = 0.0
     learning_rate: float = 0.0
     batch_size: int = 32
+    augmented_copies: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from maas_compression.materials import Materials
 from maas_compression.recipe import (
     Clip,
     Codebook,
+    Distill,
     FixedPoint,
     Int4,
     Int8,
@@ -15,6 +16,7 @@ from maas_compression.recipe import (
 )
 from maas_compression.techniques.clip import apply_clip
 from maas_compression.techniques.codebook import apply_codebook
+from maas_compression.techniques.distill import apply_distill
 from maas_compression.techniques.fixed_point import apply_fixed_point
 from maas_compression.techniques.int4 import apply_int4
 from maas_compression.techniques.int8 import apply_int8
@@ -34,4 +36,6 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_int4(source, technique, folder)
         case Codebook():
             return apply_codebook(source, technique, folder)
+        case Distill():
+            return apply_distill(source, technique, folder, materials)
     raise RecipeInvalid(f"{technique_name(technique)} is not built yet")

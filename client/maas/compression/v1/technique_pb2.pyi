@@ -507,6 +507,7 @@ class Distill(_message.Message):
     HINT_WEIGHT_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    AUGMENTED_COPIES_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     """Optional. The student's architecture: `lstm-text-classifier`, .... Default (empty): the teacher's."""
     layers: _builtins.int
@@ -527,6 +528,10 @@ class Distill(_message.Message):
     """Optional. Step size, more than 0 and at most 1. Default (0): what suits the student."""
     batch_size: _builtins.int
     """Optional. Rows a step, 1 to 4096. Default: 32."""
+    augmented_copies: _builtins.int
+    """Optional. Changed copies of each training text, which the teacher answers too (Tang et al., 2019,
+    arXiv:1903.12136), 0 to 100. Default: 0.
+    """
     def __init__(
         self,
         *,
@@ -540,11 +545,14 @@ class Distill(_message.Message):
         hint_weight: _builtins.float | None = ...,
         learning_rate: _builtins.float | None = ...,
         batch_size: _builtins.int | None = ...,
+        augmented_copies: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_hidden_size", b"_hidden_size", "_hint_weight", b"_hint_weight", "_inner_size", b"_inner_size", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_soft_weight", b"_soft_weight", "_student", b"_student", "_temperature", b"_temperature", "batch_size", b"batch_size", "epochs", b"epochs", "hidden_size", b"hidden_size", "hint_weight", b"hint_weight", "inner_size", b"inner_size", "layers", b"layers", "learning_rate", b"learning_rate", "soft_weight", b"soft_weight", "student", b"student", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_augmented_copies", b"_augmented_copies", "_batch_size", b"_batch_size", "_epochs", b"_epochs", "_hidden_size", b"_hidden_size", "_hint_weight", b"_hint_weight", "_inner_size", b"_inner_size", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_soft_weight", b"_soft_weight", "_student", b"_student", "_temperature", b"_temperature", "augmented_copies", b"augmented_copies", "batch_size", b"batch_size", "epochs", b"epochs", "hidden_size", b"hidden_size", "hint_weight", b"hint_weight", "inner_size", b"inner_size", "layers", b"layers", "learning_rate", b"learning_rate", "soft_weight", b"soft_weight", "student", b"student", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_hidden_size", b"_hidden_size", "_hint_weight", b"_hint_weight", "_inner_size", b"_inner_size", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_soft_weight", b"_soft_weight", "_student", b"_student", "_temperature", b"_temperature", "batch_size", b"batch_size", "epochs", b"epochs", "hidden_size", b"hidden_size", "hint_weight", b"hint_weight", "inner_size", b"inner_size", "layers", b"layers", "learning_rate", b"learning_rate", "soft_weight", b"soft_weight", "student", b"student", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_augmented_copies", b"_augmented_copies", "_batch_size", b"_batch_size", "_epochs", b"_epochs", "_hidden_size", b"_hidden_size", "_hint_weight", b"_hint_weight", "_inner_size", b"_inner_size", "_layers", b"_layers", "_learning_rate", b"_learning_rate", "_soft_weight", b"_soft_weight", "_student", b"_student", "_temperature", b"_temperature", "augmented_copies", b"augmented_copies", "batch_size", b"batch_size", "epochs", b"epochs", "hidden_size", b"hidden_size", "hint_weight", b"hint_weight", "inner_size", b"inner_size", "layers", b"layers", "learning_rate", b"learning_rate", "soft_weight", b"soft_weight", "student", b"student", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__augmented_copies: _TypeAlias = _typing.Literal["augmented_copies"]  # noqa: Y015
+    _WhichOneofArgType__augmented_copies: _TypeAlias = _typing.Literal["_augmented_copies", b"_augmented_copies"]  # noqa: Y015
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
@@ -565,6 +573,8 @@ class Distill(_message.Message):
     _WhichOneofArgType__student: _TypeAlias = _typing.Literal["_student", b"_student"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__augmented_copies) -> _WhichOneofReturnType__augmented_copies | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload

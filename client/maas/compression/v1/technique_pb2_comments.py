@@ -60,6 +60,7 @@ COMMENTS = {
     "Distill.hint_weight": "Optional. 0 to 1000. Default: 0, no hints.",
     "Distill.learning_rate": "Optional. Step size, more than 0 and at most 1. Default (0): what suits the student.",
     "Distill.batch_size": "Optional. Rows a step, 1 to 4096. Default: 32.",
+    "Distill.augmented_copies": "Optional. Changed copies of each training text, which the teacher answers too (Tang et al., 2019, arXiv:1903.12136), 0 to 100. Default: 0.",
     "Qat": "Trains on with weights and activations rounded as int8 would (Jacob et al., 2018, arXiv:1712.05877), so that int8 afterwards loses less.",
     "Qat.epochs": "Optional. Passes over the training data, 1 to 100. Default: 1.",
     "Qat.learning_rate": "Optional. Step size, more than 0 and at most 1. Default: 2e-5.",
