@@ -166,7 +166,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
 
 GRAPH_TECHNIQUES = (Int8, Int4, Bf16, Codebook, Compile)
 """They rewrite the served graph, and leave no trainable form."""
-TRAINABLE_ONLY = (Vocabulary, Distill, Qat)
+TRAINABLE_ONLY = (Distill, Qat)
 """They need a trainable form. The others work on a bare graph too."""
 REMOVING_STRUCTURES = ("hidden_units", "heads", "channels", "layers")
 """Of prune: only a trainable form says where these are."""

@@ -12,6 +12,7 @@ from maas_compression.recipe import (
     Int8,
     RecipeInvalid,
     Technique,
+    Vocabulary,
     technique_name,
 )
 from maas_compression.techniques.clip import apply_clip
@@ -20,6 +21,7 @@ from maas_compression.techniques.distill import apply_distill
 from maas_compression.techniques.fixed_point import apply_fixed_point
 from maas_compression.techniques.int4 import apply_int4
 from maas_compression.techniques.int8 import apply_int8
+from maas_compression.techniques.vocabulary import apply_vocabulary
 from maas_package.package import Package
 
 
@@ -38,4 +40,6 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_codebook(source, technique, folder)
         case Distill():
             return apply_distill(source, technique, folder, materials)
+        case Vocabulary():
+            return apply_vocabulary(source, technique, folder, materials)
     raise RecipeInvalid(f"{technique_name(technique)} is not built yet")
