@@ -1,11 +1,17 @@
-"""The step `fetch`: the source's package and the data that judges the result, into the job's folder."""
+"""The step `fetch`: the source's package and the data that its compression needs, into the job's folder."""
 
-import grpc
-
-from maas.names import DatasetVersionName
 from maas.registry.v1 import registry_service_pb2 as messages
 from maas.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from maas_compression.spec import CHOOSING_SPLIT, JUDGING_SPLIT, LEARNING_SPLIT, SOURCE_FOLDER, CompressionSpec
+from maas_compression.spec import (
+    CHOOSING_SPLIT,
+    JUDGING_SPLIT,
+    LEARNING_SPLIT,
+    SOURCE_FOLDER,
+    UNLABELLED_FOLDER,
+    CompressionSpec,
+    judging_columns,
+)
+from maas_jobs.dataset import TEXT_COLUMN
 from maas_jobs.job import JsonObject
 from maas_jobs.step import Reporter, StepRequest, run_step
 from maas_jobs.transfer import CALL_SECONDS, download_files, download_splits, registry_channel
@@ -21,20 +27,22 @@ def fetch(request: StepRequest, report: Reporter) -> JsonObject:
             messages.GetVersionRequest(name=str(spec.source_version)), timeout=CALL_SECONDS, wait_for_ready=True
         )
         download_files(channel, source.files, folder, report, "fetch")
+        task = read_package(folder).manifest.task
         if spec.dataset_version is not None:
-            splits = _splits_there(channel, spec.dataset_version)
-            download_splits(channel, str(spec.dataset_version), splits, request.folder, report)
-    read_package(folder)
+            download_splits(
+                channel,
+                str(spec.dataset_version),
+                [JUDGING_SPLIT],
+                request.folder,
+                report,
+                optional=[LEARNING_SPLIT, CHOOSING_SPLIT],
+                columns=judging_columns(task),
+            )
+        if spec.unlabelled_dataset_version is not None:
+            unlabelled = request.folder / UNLABELLED_FOLDER
+            texts = str(spec.unlabelled_dataset_version)
+            download_splits(channel, texts, [LEARNING_SPLIT], unlabelled, report, columns=[TEXT_COLUMN])
     return {"dataset_version": source.dataset_version}
-
-
-def _splits_there(channel: grpc.Channel, name: DatasetVersionName) -> list[str]:
-    """Return the splits that a technique can use: the one that judges, and the others where they are."""
-    dataset = RegistryServiceStub(channel).GetDatasetVersion(
-        messages.GetDatasetVersionRequest(name=str(name)), timeout=CALL_SECONDS, wait_for_ready=True
-    )
-    there = {split.split_id for split in dataset.splits}
-    return [JUDGING_SPLIT, *(split for split in (LEARNING_SPLIT, CHOOSING_SPLIT) if split in there)]
 
 
 if __name__ == "__main__":

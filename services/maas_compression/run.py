@@ -2,29 +2,23 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
-from maas.names import DatasetVersionName
 from maas.registry.v1 import version_pb2
 from maas_compression.advice.advise import advise
 from maas_compression.advice.message import advice_to_proto
-from maas_compression.limits import Figures, LimitsNotMet, NoGain, check_gate
-from maas_compression.materials import Materials
-from maas_compression.measuring.comparison import THREADS, Contender, compare
-from maas_compression.measuring.report import Findings, judge_findings
-from maas_compression.measuring.weights import count_weights
+from maas_compression.limits import LimitsNotMet, NoGain
+from maas_compression.materials import open_materials
+from maas_compression.measuring.examination import Examiner
+from maas_compression.measuring.report import report_of
 from maas_compression.recipe import Recipe, RecipeInvalid, technique_name, technique_text
 from maas_compression.searching.messages import found_to_proto, verdict
 from maas_compression.searching.search import Judgement, Place, Search, search_limits
 from maas_compression.searching.trials import Record
 from maas_compression.spec import (
-    CHOOSING_SPLIT,
-    JUDGING_SPLIT,
-    LEARNING_SPLIT,
     RESULT_FOLDER,
     SOURCE_FOLDER,
     AdviceWork,
@@ -35,18 +29,12 @@ from maas_compression.spec import (
 )
 from maas_compression.techniques import apply_technique
 from maas_engine.engine import choose_servable
-from maas_engine.predictor import Predictor, open_predictor
-from maas_engine.publish import publish_servables
-from maas_engine.quality import agreement, evaluate
 from maas_jobs.job import JsonObject
-from maas_jobs.labelled_rows import LabelledSplit, check_labels, open_labelled_split
 from maas_jobs.step import Reporter, StepRequest, run_step
-from maas_jobs.transfer import split_path
-from maas_package.manifest import Measurement
 from maas_package.package import Package, read_package
 
-# Where the parts of this step begin, as shares of it.
-_MEASURE, _JUDGE = 0.4, 0.8
+_MEASURE = 0.4
+"""Where measuring begins, as a share of this step."""
 _OWN_BYTES = 512 * 2**20
 """Of the memory that a step may have, for this process beside the trials of a search."""
 _LEAST_TRIALS_BYTES = 256 * 2**20
@@ -66,11 +54,13 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
 
 
 def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequest, report: Reporter) -> JsonObject:
-    """Apply the recipe, and judge what came of it."""
+    """Apply the recipe, measure source and result in turn, judge both on the same rows."""
     source = read_package(request.folder / SOURCE_FOLDER)
-    rows = _judging_rows(source, request.folder)
+    examiner = Examiner(request, spec, source)
     result = apply_recipe(source, recipe, request.folder / RESULT_FOLDER, request.folder, report)
-    message = _judge(spec, source, result, rows, report)
+    findings = examiner.examine(result, report, _MEASURE)
+    examiner.check_gate(findings)
+    message = report_of(findings)
     return {
         **request.previous,
         "recipe": recipe_text(recipe),
@@ -81,28 +71,20 @@ def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequ
 def _search(spec: CompressionSpec, work: SearchWork, request: StepRequest, report: Reporter) -> JsonObject:
     """Look for the best recipe; there is a version of the answer only when it keeps to all limits."""
     source = read_package(request.folder / SOURCE_FOLDER)
-    rows = _judging_rows(source, request.folder)
     limits = search_limits(spec.limits)
+    examiner = Examiner(request, replace(spec, limits=limits), source)
     reports: dict[int, version_pb2.CompressionReport] = {}
 
     def judge(record: Record, folder: Path) -> Judgement:
         target = request.folder / RESULT_FOLDER
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
-        found = _judge(spec, source, read_package(target), rows, report)
-        reports[record.number] = found
-        figures = _figures(found)
+        findings = examiner.examine(read_package(target), report, _MEASURE)
+        reports[record.number] = report_of(findings)
         try:
-            check_gate(
-                limits,
-                figures,
-                name=request.job_name,
-                smaller=found.smaller,
-                faster=found.faster,
-                allow_no_gain=spec.allow_no_gain,
-            )
+            examiner.check_gate(findings)
         except (LimitsNotMet, NoGain) as refusal:
-            return Judgement(limits.failures(figures), refusal.message)
+            return Judgement(limits.failures(findings.figures), refusal.message)
         return Judgement((), "")
 
     cores = len(os.sched_getaffinity(0))
@@ -124,60 +106,19 @@ def _search(spec: CompressionSpec, work: SearchWork, request: StepRequest, repor
     }
 
 
-def _judging_rows(source: Package, job_folder: Path) -> LabelledSplit:
-    rows = open_labelled_split(split_path(job_folder, JUDGING_SPLIT))
-    if source.manifest.labels:
-        check_labels(rows, len(source.manifest.labels))
-    return rows
-
-
-def _judge(
-    spec: CompressionSpec, source: Package, result: Package, rows: LabelledSplit, report: Reporter
-) -> version_pb2.CompressionReport:
-    """Measure source and result in turn, judge both on the same rows."""
-    assert spec.dataset_version is not None
-    # So that whoever serves the result knows how fast it is, on which engine.
-    result = publish_servables(result, rows.first_texts(), report.log)
-    with _contender(source) as before, _contender(result) as after:
-        report.progress(_MEASURE, "measure")
-        comparison = compare(before, after, rows.first_texts())
-        report.progress(_JUDGE, "judge")
-        findings = Findings(
-            before=_measurement(before, comparison.before),
-            after=_measurement(after, comparison.after),
-            latency_gain=comparison.latency_gain,
-            throughput_gain=comparison.throughput_gain,
-            quality_before=_evaluation(before.predictor, rows, spec.dataset_version),
-            quality_after=_evaluation(after.predictor, rows, spec.dataset_version),
-            agreement=agreement(before.predictor, after.predictor, (part.texts for part in rows.parts())),
-        )
-    message = judge_findings(findings)
-    report.log(message.verdict)
-    report.metrics(
-        {
-            "servable_bytes": message.after.servable_bytes,
-            "latency_p50_ms": message.after.latency_p50_ms,
-            "throughput_rows": message.after.throughput_rows,
-            "test_accuracy": message.quality_after.value,
-            "agreement": message.agreement,
-        }
-    )
-    return message
-
-
 def _advise(spec: CompressionSpec, allow_training: bool, request: StepRequest, report: Reporter) -> JsonObject:
     """Say which recipes suit the source; the result is a message and no version."""
     scratch = request.folder / "advice"
     shutil.rmtree(scratch, ignore_errors=True)
-    materials = Materials(
+    source = read_package(request.folder / SOURCE_FOLDER)
+    materials = open_materials(
+        request.folder,
+        source.manifest,
         scratch,
-        train=_split(request.folder, LEARNING_SPLIT),
-        validation=_split(request.folder, CHOOSING_SPLIT),
         threads=len(os.sched_getaffinity(0)),
         log=report.log,
         progress=report.progress,
     )
-    source = read_package(request.folder / SOURCE_FOLDER)
     findings = advise(source, spec.limits, materials, allow_training=allow_training)
     message = advice_to_proto(findings)
     report.log(message.summary)
@@ -203,10 +144,10 @@ def apply_recipe(source: Package, recipe: Recipe, target: Path, job_folder: Path
         advance(0.0, "")
         scratch = job_folder / "scratch" / f"{index}-{name}"
         scratch.mkdir(parents=True, exist_ok=True)
-        materials = Materials(
+        materials = open_materials(
+            job_folder,
+            source.manifest,
             scratch,
-            train=_split(job_folder, LEARNING_SPLIT),
-            validation=_split(job_folder, CHOOSING_SPLIT),
             threads=len(os.sched_getaffinity(0)),
             log=report.log,
             progress=advance,
@@ -217,66 +158,6 @@ def apply_recipe(source: Package, recipe: Recipe, target: Path, job_folder: Path
         report.log(f"{technique_text(technique)}: {size_bytes:,} bytes to serve")
     shutil.rmtree(between, ignore_errors=True)
     return package
-
-
-def _split(job_folder: Path, name: str) -> LabelledSplit | None:
-    path = split_path(job_folder, name)
-    return open_labelled_split(path) if path.is_file() else None
-
-
-def _figures(message: version_pb2.CompressionReport) -> Figures:
-    after = message.after
-    return Figures(
-        size_bytes=after.servable_bytes,
-        p50_seconds=after.latency_p50_ms / 1000,
-        p99_seconds=after.latency_p99_ms / 1000,
-        rows_per_second=after.throughput_rows,
-        memory_bytes=after.peak_memory_bytes,
-        quality_loss=message.quality_before.value - message.quality_after.value,
-    )
-
-
-@contextmanager
-def _contender(package: Package) -> Iterator[Contender]:
-    servable = choose_servable(package)
-    predictor = open_predictor(package, servable, THREADS)
-    try:
-        yield Contender(package, servable, predictor)
-    finally:
-        predictor.close()
-
-
-def _evaluation(
-    predictor: Predictor, rows: LabelledSplit, dataset_version: DatasetVersionName
-) -> version_pb2.Evaluation:
-    quality = evaluate(predictor, ((part.texts, part.labels) for part in rows.parts()))
-    return version_pb2.Evaluation(
-        metric=quality.metric,
-        value=quality.value,
-        low=quality.low,
-        high=quality.high,
-        row_count=quality.rows,
-        dataset_version=str(dataset_version),
-        split=JUDGING_SPLIT,
-    )
-
-
-def _measurement(contender: Contender, speed: Measurement) -> version_pb2.Measurement:
-    package, servable = contender.package, contender.servable
-    weights = count_weights(package, servable)
-    threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
-    return version_pb2.Measurement(
-        servable_bytes=package.servable_bytes(servable),
-        package_bytes=package.total_bytes,
-        parameter_count=weights.parameters,
-        nonzero_share=weights.non_zero_share,
-        latency_p50_ms=speed.p50_seconds * 1000,
-        latency_p99_ms=speed.p99_seconds * 1000,
-        throughput_rows=speed.rows_per_second,
-        peak_memory_bytes=speed.peak_memory_bytes,
-        engine=servable.engine,
-        hardware=f"{speed.hardware}, {threads}",
-    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,19 @@ from maas.compression.v1 import compression_job_pb2
 from maas.compression.v1 import compression_service_pb2 as messages
 from maas.compression.v1.compression_service_pb2_grpc import CompressionServiceServicer
 from maas.names import DatasetVersionName, VersionName, parse_version_or_alias
-from maas.registry.v1 import registry_service_pb2, version_pb2
+from maas.registry.v1 import dataset_pb2, registry_service_pb2, version_pb2
 from maas_compression.messages import COLLECTION, job_to_proto, limits_from_proto, work_from_proto
 from maas_compression.recipe import check_recipe
-from maas_compression.spec import CHOOSING_SPLIT, JUDGING_SPLIT, CompressionSpec, RecipeWork, SearchWork
-from maas_jobs.dataset import check_splits
+from maas_compression.spec import (
+    CHOOSING_SPLIT,
+    JUDGING_SPLIT,
+    LEARNING_SPLIT,
+    CompressionSpec,
+    RecipeWork,
+    SearchWork,
+    judging_columns,
+)
+from maas_jobs.dataset import TEXT_COLUMN, check_splits
 from maas_jobs.jobs import Jobs
 from maas_jobs.messages import parse_job_id
 from maas_runtime.failures import FieldViolation, InvalidInput
@@ -30,10 +38,10 @@ class JudgingDataUnknown(InvalidInput):
     reason = "JUDGING_DATA_UNKNOWN"
 
 
-class SourceNotJudgeable(InvalidInput):
-    """The source does not take texts, which is what datasets hold."""
+class DatasetOfNoUse(InvalidInput):
+    """The request names data for a source that takes no texts, which is what datasets hold."""
 
-    reason = "SOURCE_NOT_JUDGEABLE"
+    reason = "DATASET_OF_NO_USE"
 
 
 class CompressionServicer(CompressionServiceServicer):
@@ -85,25 +93,30 @@ class CompressionServicer(CompressionServiceServicer):
         work = work_from_proto(wanted)
         if isinstance(work, RecipeWork):
             check_recipe(work.recipe, has_trainable_form=bool(source.signature.architecture))
-        dataset_version = _judging_data(wanted, source)
-        dataset = await self._registry.GetDatasetVersion(
-            registry_service_pb2.GetDatasetVersionRequest(name=str(dataset_version))
-        )
-        check_splits(dataset, [JUDGING_SPLIT, CHOOSING_SPLIT] if isinstance(work, SearchWork) else [JUDGING_SPLIT])
-        unlabelled = wanted.unlabelled_dataset_version
+        dataset_version, unlabelled = _judging_data(wanted, source), _unlabelled_data(wanted, source)
+        if dataset_version is not None:
+            splits = [JUDGING_SPLIT, CHOOSING_SPLIT] if isinstance(work, SearchWork) else [JUDGING_SPLIT]
+            check_splits(await self._dataset(dataset_version), splits, judging_columns(source.signature.task))
+        if unlabelled is not None:
+            check_splits(await self._dataset(unlabelled), [LEARNING_SPLIT], [TEXT_COLUMN])
         return CompressionSpec(
             VersionName.parse(source.name),
             work,
             limits_from_proto(wanted.limits),
             dataset_version,
-            DatasetVersionName.parse(unlabelled) if unlabelled else None,
+            unlabelled,
             wanted.allow_no_gain,
         )
 
+    async def _dataset(self, name: DatasetVersionName) -> dataset_pb2.DatasetVersion:
+        return await self._registry.GetDatasetVersion(registry_service_pb2.GetDatasetVersionRequest(name=str(name)))
 
-def _judging_data(wanted: compression_job_pb2.CompressionJob, source: version_pb2.Version) -> DatasetVersionName:
+
+def _judging_data(wanted: compression_job_pb2.CompressionJob, source: version_pb2.Version) -> DatasetVersionName | None:
+    """Return the data that judges; None for a source that takes no texts: made-up inputs do."""
     if not source.signature.text_input:
-        raise SourceNotJudgeable(f"{source.name} does not take texts, so no dataset can judge what is made of it")
+        _refuse_data("dataset_version", wanted.dataset_version, source)
+        return None
     name = wanted.dataset_version or source.dataset_version
     if not name:
         raise JudgingDataUnknown(
@@ -111,3 +124,21 @@ def _judging_data(wanted: compression_job_pb2.CompressionJob, source: version_pb
             violations=(FieldViolation("compression_job.dataset_version", "is needed here"),),
         )
     return DatasetVersionName.parse(name)
+
+
+def _unlabelled_data(
+    wanted: compression_job_pb2.CompressionJob, source: version_pb2.Version
+) -> DatasetVersionName | None:
+    name = wanted.unlabelled_dataset_version
+    if not source.signature.text_input:
+        _refuse_data("unlabelled_dataset_version", name, source)
+    return DatasetVersionName.parse(name) if name else None
+
+
+def _refuse_data(field: str, name: str, source: version_pb2.Version) -> None:
+    if name:
+        raise DatasetOfNoUse(
+            f"{source.name} takes no texts, so {name} cannot be put to it: leave the dataset out, and made-up inputs "
+            "judge the result",
+            violations=(FieldViolation(f"compression_job.{field}", "must be left out here"),),
+        )

@@ -6,7 +6,9 @@ from typing import Self, TypeAlias
 from maas.names import DatasetVersionName, VersionName
 from maas_compression.limits import NO_LIMITS, Limits
 from maas_compression.recipe import Recipe, parse_recipe, technique_text
+from maas_jobs.dataset import LABELLED, TEXT_COLUMN
 from maas_jobs.job import JsonObject
+from maas_package.manifest import TEXT_CLASSIFICATION
 
 JUDGING_SPLIT = "test"
 CHOOSING_SPLIT = "validation"
@@ -14,6 +16,8 @@ LEARNING_SPLIT = "train"
 SOURCE_FOLDER = "source"
 RESULT_FOLDER = "result"
 """Where in a job's folder the two packages lie."""
+UNLABELLED_FOLDER = "unlabelled"
+"""Where in a job's folder the splits of the dataset without labels lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,11 @@ class CompressionSpec:
             _name_from_json(value["unlabelled_dataset_version"]),
             value["allow_no_gain"],
         )
+
+
+def judging_columns(task: str) -> tuple[str, ...]:
+    """Return the columns that the data has to have which judges a model of this task."""
+    return LABELLED if task == TEXT_CLASSIFICATION else (TEXT_COLUMN,)
 
 
 def recipe_text(recipe: Recipe) -> list[str]:

@@ -66,13 +66,20 @@ def cluster() -> Iterator[JobCluster]:
 
 
 def create(
-    cluster: JobCluster, *recipe: Technique, source: str = SOURCE, data: str = "", request_id: str = ""
+    cluster: JobCluster,
+    *recipe: Technique,
+    source: str = SOURCE,
+    data: str = "",
+    request_id: str = "",
+    allow_no_gain: bool = True,
+    limits: compression_job_pb2.Limits | None = None,
 ) -> compression_job_pb2.CompressionJob:
     job = compression_job_pb2.CompressionJob(
         source_version=source,
         recipe=compression_job_pb2.Recipe(techniques=recipe),
         dataset_version=data,
-        allow_no_gain=True,
+        allow_no_gain=allow_no_gain,
+        limits=limits,
     )
     request = messages.CreateCompressionJobRequest(compression_job=job, request_id=request_id)
     return cluster.compression.CreateCompressionJob(request, timeout=10)
@@ -120,6 +127,9 @@ def test_a_recipe_makes_a_child_with_a_report(cluster: JobCluster) -> None:
     assert (report.quality_after.split, report.quality_after.row_count) == ("test", 40)
     assert 0 <= report.agreement <= 1
     assert report.verdict in [line.text for line in job.status.log_lines]
+    assert report.quality_difference.low <= report.quality_difference.value <= report.quality_difference.high
+    assert {one.slice for one in report.slices if one.kind == "class"} == {"negative", "positive"}
+    assert report.work_duration.ToNanoseconds() > 0
     assert create(cluster, CLIP, request_id="three").name == job.name
 
 
@@ -156,14 +166,34 @@ def test_what_cannot_be_compressed_is_refused_before_there_is_a_job(
     assert cluster.compression.ListCompressionJobs(messages.ListCompressionJobsRequest(), timeout=10) == before
 
 
+def reason_of(job: compression_job_pb2.CompressionJob) -> str:
+    assert job.status.state == job_state_pb2.JOB_STATE_FAILED
+    info = error_details_pb2.ErrorInfo()
+    assert job.status.error.details[0].Unpack(info)
+    return info.reason
+
+
+def test_a_result_that_breaks_a_limit_or_gains_nothing_is_not_published(cluster: JobCluster) -> None:
+    def versions() -> int:
+        request = registry_service_pb2.ListVersionsRequest(parent="models/reviews")
+        return len(cluster.registry.ListVersions(request, timeout=10).versions)
+
+    before = versions()
+    # Half a thousand bytes: a file format alone is larger.
+    tight = create(cluster, INT8, limits=compression_job_pb2.Limits(max_size_bytes=500))
+    useless = create(cluster, CLIP, allow_no_gain=False)
+    broken = ended(cluster, tight.name)
+    assert reason_of(broken) == "LIMITS_NOT_MET"
+    assert "at most 0.00 MB was asked for" in broken.status.error.message
+    assert reason_of(ended(cluster, useless.name)) == "NO_GAIN"
+    assert versions() == before
+
+
 def test_labels_that_the_model_does_not_know_fail_the_job_with_a_reason(cluster: JobCluster) -> None:
     data = cluster.push("other-labels", {"test": [("a great film", 5)]})
     job = ended(cluster, create(cluster, CLIP, data=data).name)
-    info = error_details_pb2.ErrorInfo()
-    assert job.status.state == job_state_pb2.JOB_STATE_FAILED
+    assert reason_of(job) == "LABELS_INVALID"
     assert job.status.error.code == code_pb2.INVALID_ARGUMENT
-    assert job.status.error.details[0].Unpack(info)
-    assert info.reason == "LABELS_INVALID"
 
 
 def test_a_killed_service_registers_one_child(cluster: JobCluster) -> None:

@@ -14,7 +14,14 @@ from maas_compression.measuring.paired import Interval, mcnemar_p, mean_interval
 from maas_engine.examples import Examples
 from maas_engine.predictor import Predictor, open_predictor, predicted_classes
 from maas_engine.quality import length_batches, wilson_interval
-from maas_jobs.labelled_rows import LabelledSplit, TextSplit, category_columns, check_labels
+from maas_jobs.labelled_rows import (
+    LabelledSplit,
+    TextSplit,
+    category_columns,
+    check_labels,
+    open_labelled_split,
+    open_text_split,
+)
 from maas_package.manifest import TEXT_CLASSIFICATION, Manifest, Servable
 from maas_package.package import Package
 from maas_package.tensors import Array
@@ -94,6 +101,16 @@ def metric_of(manifest: Manifest) -> str:
     return COSINE if len(first.shape) == 2 and first.datatype.startswith("FP") else FIDELITY
 
 
+def open_rows(manifest: Manifest, path: Path | None) -> TextSplit | None:
+    """Return the rows of a split's file that can judge such a model; None for a model without texts, and no file.
+
+    Raises what open_labelled_split or open_text_split raises.
+    """
+    if path is None:
+        return None
+    return open_labelled_split(path) if metric_of(manifest) == ACCURACY else open_text_split(path)
+
+
 class Judge:
     """Judges what is made of one source, on the same rows each time.
 
@@ -123,14 +140,23 @@ class Judge:
         where = "made-up" if rows is None or self._indices is None else f"{rows.path.stem}-{len(self._indices)}"
         self._kept_at = folder / f"answers-{where}-{servable.engine}-{servable.precision}.npz"
 
+    def ask_source(self) -> None:
+        """Make sure that the source's answers are kept. Raises SourceAnswersInvalid, or what running it raises."""
+        if self._kept_at.is_file():
+            return
+        predictor = open_predictor(self._source, self._servable, self._threads)
+        try:
+            keep_answers(self._kept_at, (self._checked_answer(predictor, batch) for batch in self._batches(predictor)))
+        finally:
+            predictor.close()
+
     def judge(self, candidate: Predictor) -> Judgement:
         """Return how good the candidate is. Rows that it answers with what is no number count as wrong.
 
         Raises SourceAnswersInvalid, or what running either raises.
         """
         begin = time.perf_counter()
-        if not self._kept_at.is_file():
-            self._ask_source()
+        self.ask_source()
         with KeptAnswers(self._kept_at) as kept:
             rows = _in_order(self._compare(candidate, kept))
         return Judgement(
@@ -164,13 +190,6 @@ class Judge:
             ends = np.cumsum([len(one.numbers) for one in compared])[:-1]
             compared = [replace(one, same=part) for one, part in zip(compared, np.split(same, ends), strict=True)]
         return compared
-
-    def _ask_source(self) -> None:
-        predictor = open_predictor(self._source, self._servable, self._threads)
-        try:
-            keep_answers(self._kept_at, (self._checked_answer(predictor, batch) for batch in self._batches(predictor)))
-        finally:
-            predictor.close()
 
     def _checked_answer(self, predictor: Predictor, batch: "_Batch") -> dict[str, Array]:
         outputs = self._answer(predictor, batch)

@@ -14,18 +14,17 @@ from pathlib import Path
 
 import torch
 
-from maas_compression.materials import Materials
-from maas_compression.measuring.judging import Judge, Judgement
+from maas_compression.materials import Materials, open_materials
+from maas_compression.measuring.judging import Judge, Judgement, open_rows
 from maas_compression.searching.folders import SearchFolders, TrialRequest
 from maas_compression.searching.prefixes import Prefixes
 from maas_compression.searching.trials import Figures, Outcome, TrialState
-from maas_compression.spec import CHOOSING_SPLIT, LEARNING_SPLIT, SOURCE_FOLDER
+from maas_compression.spec import CHOOSING_SPLIT, SOURCE_FOLDER
 from maas_compression.techniques import apply_technique
 from maas_engine.engine import choose_servable
 from maas_engine.measure import compare_speed, measure_memory
 from maas_engine.predictor import Predictor, open_predictor
 from maas_engine.publish import publish_servables
-from maas_jobs.labelled_rows import LabelledSplit, open_labelled_split
 from maas_jobs.step import die_with
 from maas_jobs.transfer import split_path
 from maas_package.package import Package, read_package
@@ -79,7 +78,8 @@ class _Trial:
         self._folders = SearchFolders(job_folder)
         self._limits = request.limits
         self._source = read_package(job_folder / SOURCE_FOLDER)
-        self._rows = self._split(CHOOSING_SPLIT) if self._source.manifest.text else None
+        choosing = split_path(job_folder, CHOOSING_SPLIT) if self._source.manifest.text else None
+        self._rows = open_rows(self._source.manifest, choosing)
         self._texts = () if self._rows is None else self._rows.first_texts()
 
     def run(self) -> Figures:
@@ -167,17 +167,8 @@ class _Trial:
             raise _Hopeless(figures, "; ".join(check.sentence for check in broken))
 
     def _materials(self) -> Materials:
-        return Materials(
-            self._folders.prefixes,
-            train=self._split(LEARNING_SPLIT),
-            validation=self._split(CHOOSING_SPLIT),
-            threads=self._request.threads,
-            log=_log,
-        )
-
-    def _split(self, name: str) -> LabelledSplit | None:
-        path = split_path(self._job_folder, name)
-        return open_labelled_split(path) if path.is_file() else None
+        manifest, threads = self._source.manifest, self._request.threads
+        return open_materials(self._job_folder, manifest, self._folders.prefixes, threads=threads, log=_log)
 
 
 def _with_quality(figures: Figures, judgement: Judgement) -> Figures:
