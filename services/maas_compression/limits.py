@@ -132,8 +132,8 @@ class LimitCheck:
         return self.limit.startswith("min_")
 
 
-def _megabytes(size_bytes: float) -> str:
-    return f"{size_bytes / 1e6:,.2f} MB"
+def _bytes(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:,.2f} MB" if size_bytes >= 1e5 else f"{size_bytes:,.0f} bytes"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -149,11 +149,11 @@ def _points(share: float) -> str:
 
 
 _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "max_size_bytes": ("the served file", _megabytes),
+    "max_size_bytes": ("the served file", _bytes),
     "max_p50_seconds": ("the median time of one row", _milliseconds),
     "max_p99_seconds": ("the 99th percentile of the time of one row", _milliseconds),
     "min_throughput_rows": ("throughput in batches", _rows),
-    "max_memory_bytes": ("peak memory", _megabytes),
+    "max_memory_bytes": ("peak memory", _bytes),
     "max_quality_loss": ("loss of quality", _points),
 }
 

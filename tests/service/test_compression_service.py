@@ -184,7 +184,7 @@ def test_a_result_that_breaks_a_limit_or_gains_nothing_is_not_published(cluster:
     useless = create(cluster, CLIP, allow_no_gain=False)
     broken = ended(cluster, tight.name)
     assert reason_of(broken) == "LIMITS_NOT_MET"
-    assert "at most 0.00 MB was asked for" in broken.status.error.message
+    assert "at most 500 bytes was asked for" in broken.status.error.message
     assert reason_of(ended(cluster, useless.name)) == "NO_GAIN"
     assert versions() == before
 

@@ -63,7 +63,7 @@ def _write_plot(job: "Job", path: Path) -> None:
 
 def _show_compression(job: "CompressionJob") -> None:
     from maas.cli.advice_output import write_advice
-    from maas.cli.model_commands import write_report
+    from maas.cli.compression_reports import write_report
     from maas.cli.search_output import write_search
 
     match job.WhichOneof("work"):

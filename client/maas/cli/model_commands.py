@@ -28,7 +28,7 @@ from maas.references import parse_reference
 if TYPE_CHECKING:
     from maas.client import Client
     from maas.registry.v1.model_pb2 import Alias, Model
-    from maas.registry.v1.version_pb2 import CompressionReport, Version
+    from maas.registry.v1.version_pb2 import Version
 
 Reference = Annotated[str, typer.Argument(metavar="MODEL[@VERSION|@ALIAS]", help="The newest version when only MODEL.")]
 
@@ -311,6 +311,8 @@ def _show_version(client: "Client", name: VersionName | AliasName, at: datetime 
         ((one.engine, one.precision, bytes_text(one.size_bytes), one.path) for one in version.signature.servables),
     )
     if version.HasField("compression_report"):
+        from maas.cli.compression_reports import write_report
+
         console().print()
         write_report(version.compression_report)
 
@@ -331,7 +333,8 @@ def quality_text(version: "Version") -> str:
         return ""
     found = version.evaluation
     interval = f"[{found.low:.3f}, {found.high:.3f}]"
-    return f"{found.metric} {found.value:.3f} {interval} on {found.row_count} rows of {found.split}"
+    where = f"of {found.split}" if found.split else "that were made up"
+    return f"{found.metric} {found.value:.3f} {interval} on {found.row_count} rows {where}"
 
 
 def version_state_text(version: "Version") -> str:
@@ -361,29 +364,6 @@ def write_versions(versions: "list[Version]", aliases: "list[Alias]") -> None:
         ),
         empty="no versions yet; make one with: maas train",
     )
-
-
-def write_report(report: "CompressionReport") -> None:
-    """Write what compression changed."""
-    before, after = report.before, report.after
-    old, new = report.quality_before, report.quality_after
-    rows = (
-        (
-            old.metric,
-            f"{old.value:.3f} [{old.low:.3f}, {old.high:.3f}]",
-            f"{new.value:.3f} [{new.low:.3f}, {new.high:.3f}]",
-        ),
-        ("served file", bytes_text(before.servable_bytes), bytes_text(after.servable_bytes)),
-        ("package", bytes_text(before.package_bytes), bytes_text(after.package_bytes)),
-        ("p50 of one row", f"{before.latency_p50_ms:.2f} ms", f"{after.latency_p50_ms:.2f} ms"),
-        ("p99 of one row", f"{before.latency_p99_ms:.2f} ms", f"{after.latency_p99_ms:.2f} ms"),
-        ("rows a second", f"{before.throughput_rows:,.0f}", f"{after.throughput_rows:,.0f}"),
-        ("peak memory", bytes_text(before.peak_memory_bytes), bytes_text(after.peak_memory_bytes)),
-        ("non-zero share", f"{before.nonzero_share:.3f}", f"{after.nonzero_share:.3f}"),
-        ("agreement", "", f"{report.agreement:.4f}"),
-    )
-    write_table(("", ">BEFORE", ">AFTER"), rows)
-    console().print(report.verdict, markup=False, highlight=False)
 
 
 def _ids(aliases: "list[Alias]", version: str) -> list[str]:
