@@ -207,7 +207,7 @@ def test_answers_that_are_no_numbers_are_wrong(tmp_path: Path, opened: Closing) 
     source, made = classifier(tmp_path / "a", vectors(0)), classifier(tmp_path / "b", broken)
     rows = open_labelled_split(write_rows(tmp_path, text=texts(), label=[0] * ROWS))
     found = judge(source, rows, tmp_path).judge(opened(made))
-    assert (found.after.value, found.agreement) == (0.0, 0.0)
+    assert (found.after.value, found.agreement, found.error) == (0.0, 0.0, np.inf)
     with pytest.raises(SourceAnswersInvalid, match="NaN"):
         judge(made, rows, tmp_path / "other").judge(opened(source))
 
@@ -244,6 +244,7 @@ def test_tensors_are_judged_by_their_relative_error_on_made_up_inputs(tmp_path: 
     source = matrix_package(tmp_path / "a", weights)
     found = judge(source, None, tmp_path).judge(opened(matrix_package(tmp_path / "b", weights * np.float32(0.9))))
     assert (found.metric, found.before.value, found.agreement) == ("fidelity", 1.0, 1.0)
+    assert found.error == pytest.approx(0.1, abs=1e-6)
     assert found.after.value == pytest.approx(0.9, abs=1e-6), "each row is a tenth shorter; the places are the same"
     other = judge(source, None, tmp_path).judge(opened(matrix_package(tmp_path / "c", -weights)))
     assert (other.after.value, other.agreement) == (0.0, 0.0)

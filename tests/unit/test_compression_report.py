@@ -20,7 +20,7 @@ def accuracy(gained: int = 0, lost: int = 0, rows: int = 2000) -> Judgement:
     before, difference = Interval(0.8, 0.78, 0.82), paired_difference(gained, lost, rows)
     after = Interval(0.8 + difference.value, 0.78 + difference.value, 0.82 + difference.value)
     agreement = 1 - (gained + lost) / rows
-    return Judgement("accuracy", rows, before, after, difference, agreement, 0.5, (), 1.0)
+    return Judgement("accuracy", rows, before, after, difference, agreement, 0.5, 0.1, (), 1.0)
 
 
 SAME = Findings(measurement(), measurement(), 1.0, 1.0, accuracy())
@@ -83,7 +83,7 @@ def test_rows_that_are_too_few_to_tell_whether_a_limit_is_kept_are_said_to_be() 
 def test_vectors_and_tensors_are_compared_with_the_parents() -> None:
     one = Interval(1.0, 1.0, 1.0)
     judgement = Judgement(
-        "cosine", 500, one, Interval(0.995, 0.994, 0.996), Interval(-0.005, -0.006, -0.004), 0.9, None, (), 1.0
+        "cosine", 500, one, Interval(0.995, 0.994, 0.996), Interval(-0.005, -0.006, -0.004), 0.9, None, 0.1, (), 1.0
     )
     report = report_of(replace(SAME, judgement=judgement))
     assert report.verdict.endswith(

@@ -1,5 +1,6 @@
 """How good a candidate is, on the same rows as its source: one number for any model, and where it lost."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,8 @@ class Judgement:
     `fidelity`: 1 - |y' - y| / |y| of a row's tensors, of the worst output, at least 0. Of the last two the source has
     1. `difference` is paired, after - before. `agreement`: share of rows with the same answer, which is the class, the
     nearest neighbour among the other rows' vectors, or the place of the largest number. `mcnemar_p`: how probable so
-    uneven a change is when neither is better; None without classes.
+    uneven a change is when neither is better; None without classes. `error`: |y' - y| / |y| of all numbers of all rows
+    together, which tells candidates apart that answer alike; infinite when there is one that is no number.
     """
 
     metric: str
@@ -82,6 +84,7 @@ class Judgement:
     difference: Interval
     agreement: float
     mcnemar_p: float | None
+    error: float
     slices: tuple[SliceQuality, ...]
     seconds: float
 
@@ -158,7 +161,8 @@ class Judge:
         begin = time.perf_counter()
         self.ask_source()
         with KeptAnswers(self._kept_at) as kept:
-            rows = _in_order(self._compare(candidate, kept))
+            parts, error = self._compare(candidate, kept)
+        rows = _in_order(parts)
         return Judgement(
             metric=self.metric,
             rows=len(rows.after),
@@ -167,15 +171,19 @@ class Judge:
             difference=_difference(rows.before, rows.after),
             agreement=float(rows.same.mean()),
             mcnemar_p=mcnemar_p(*_changes(rows.before, rows.after)) if self.metric == ACCURACY else None,
+            error=error,
             slices=tuple(self._slices(rows)),
             seconds=time.perf_counter() - begin,
         )
 
-    def _compare(self, candidate: Predictor, kept: KeptAnswers) -> "list[_Rows]":
+    def _compare(self, candidate: Predictor, kept: KeptAnswers) -> "tuple[list[_Rows], float]":
+        """Return the rows of each batch, and the relative error of all of them."""
         compared = []
+        squares = np.zeros(2)
         vectors: list[tuple[Array, Array]] = []
         for number, batch in enumerate(self._batches(candidate)):
             old, new = kept[number], self._answer(candidate, batch)
+            squares += _squares(old, new)
             match self.metric:
                 case "accuracy":
                     compared.append(_compare_classes(batch, *old.values(), *new.values()))
@@ -189,7 +197,7 @@ class Judge:
             same = _same_neighbours(*(np.concatenate(side) for side in zip(*vectors, strict=True)))
             ends = np.cumsum([len(one.numbers) for one in compared])[:-1]
             compared = [replace(one, same=part) for one, part in zip(compared, np.split(same, ends), strict=True)]
-        return compared
+        return compared, _relative_error(*squares)
 
     def _checked_answer(self, predictor: Predictor, batch: "_Batch") -> dict[str, Array]:
         outputs = self._answer(predictor, batch)
@@ -312,6 +320,26 @@ def _made_up_batches(predictor: Predictor) -> Iterator[_Batch]:
     for seed in range(_MADE_UP_BATCHES):
         numbers = np.arange(seed * size, (seed + 1) * size, dtype=np.int64)
         yield _Batch(numbers, tensors=examples.batch(size, seed))
+
+
+def _squares(old: Mapping[str, Array], new: Mapping[str, Array]) -> NDArray[np.float64]:
+    """Return the sums of (y' - y)^2 and of y^2 of all outputs that are fractions."""
+    error = expected = 0.0
+    for name, tensor in old.items():
+        if tensor.dtype.kind == "f":
+            expected += float(np.square(tensor, dtype=np.float64).sum())
+            error += (
+                float(np.square(new[name].astype(np.float64) - tensor).sum())
+                if new[name].shape == tensor.shape
+                else math.inf
+            )
+    return np.array([error, expected])
+
+
+def _relative_error(error: float, expected: float) -> float:
+    if error == 0:
+        return 0.0
+    return math.sqrt(error / expected) if math.isfinite(error) and expected > 0 else math.inf
 
 
 def _compare_classes(batch: _Batch, old: Array, new: Array) -> _Rows:
