@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maas_package.architectures import ArchitectureConfigInvalid
+from maas_package.architectures.bert_graph import BertGraph
 from maas_package.manifest import JsonObject, TensorSpec
 
 if TYPE_CHECKING:
@@ -219,11 +220,6 @@ class _BertArchitecture(Generic[Config]):
         self.parsed(config)
         return (TensorSpec(INPUT, "INT64", (-1, -1)),)
 
-    def onnx_model(self, module: nn.Module, config: Mapping[str, object]) -> onnx.ModelProto | None:
-        """Leave it to torch's exporter, which knows every operator in here."""
-        del module, config
-        return None
-
     def example_inputs(self, config: Mapping[str, object], rows: int, seed: int) -> dict[str, Tensor]:
         """Return random word ids [rows, 4 to 40]; all but the first row end in padding."""
         parsed = self.parsed(config)
@@ -250,6 +246,17 @@ class BertTextClassifierArchitecture(_BertArchitecture[BertTextClassifierConfig]
         """One tensor of logits."""
         return (TensorSpec("logits", "FP32", (-1, self.parsed(config).classes)),)
 
+    def onnx_model(self, module: nn.Module, config: Mapping[str, object]) -> onnx.ModelProto:
+        """Write the graph by hand: torch's exporter computes padding too, and the last layer for all words."""
+        assert isinstance(module, BertTextClassifier)
+        parsed = self.parsed(config)
+        graph = BertGraph(module.encoder, parsed)
+        states = graph.encode(INPUT, first_only=parsed.pooling == FIRST)
+        pooled = states if parsed.pooling == FIRST else graph.mean(states)
+        dense = graph.activated(graph.linear(pooled, module.pooler, "pooler"), parsed.pooler, "activation")
+        graph.rename_last(graph.linear(dense, module.output, "output"), "logits")
+        return graph.finish(self.name, INPUT, "logits", parsed.classes)
+
 
 class BertSentenceEncoderArchitecture(_BertArchitecture[BertSentenceEncoderConfig]):
     """How BertSentenceEncoder is configured and built."""
@@ -264,6 +271,18 @@ class BertSentenceEncoderArchitecture(_BertArchitecture[BertSentenceEncoderConfi
     def outputs(self, config: Mapping[str, object]) -> tuple[TensorSpec, ...]:
         """One vector a text."""
         return (TensorSpec("sentence_embedding", "FP32", (-1, self.parsed(config).hidden_size)),)
+
+    def onnx_model(self, module: nn.Module, config: Mapping[str, object]) -> onnx.ModelProto:
+        """Write the graph by hand: torch's exporter computes padding too, and the last layer for all words."""
+        assert isinstance(module, BertSentenceEncoder)
+        parsed = self.parsed(config)
+        graph = BertGraph(module.encoder, parsed)
+        states = graph.encode(INPUT, first_only=parsed.pooling == FIRST)
+        vectors = states if parsed.pooling == FIRST else graph.mean(states)
+        if parsed.normalized:
+            vectors = graph.normalized(vectors, _LEAST_LENGTH)
+        graph.rename_last(vectors, "sentence_embedding")
+        return graph.finish(self.name, INPUT, "sentence_embedding", parsed.hidden_size)
 
 
 CLASSIFIER = BertTextClassifierArchitecture()
