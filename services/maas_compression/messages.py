@@ -3,7 +3,7 @@
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
-from maas.compression.v1 import advice_pb2, search_pb2
+from maas.compression.v1 import advice_pb2, search_pb2, sensitivity_pb2
 from maas.compression.v1 import compression_job_pb2 as messages
 from maas.names import JobName
 from maas.registry.v1 import version_pb2
@@ -39,6 +39,9 @@ def job_to_proto(job: Job) -> messages.CompressionJob:
         report=ParseDict(result["report"], version_pb2.CompressionReport()) if "report" in result else None,
         advised=ParseDict(result["advised"], advice_pb2.Advice()) if "advised" in result else None,
         search_report=ParseDict(result["search"], search_pb2.SearchReport()) if "search" in result else None,
+        sensitivity_report=ParseDict(result["sensitivity"], sensitivity_pb2.SensitivityReport())
+        if "sensitivity" in result
+        else None,
     )
     match spec.work:
         case RecipeWork(recipe):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from maas_compression.limits import LimitsNotMet, NoGain
 from maas_compression.materials import open_materials
 from maas_compression.measuring.examination import Examiner
 from maas_compression.measuring.report import report_of
-from maas_compression.recipe import Recipe, RecipeInvalid, technique_name, technique_text
+from maas_compression.measuring.sensitivity import measure_sensitivity
+from maas_compression.measuring.sensitivity_report import sensitivity_to_proto, summary
+from maas_compression.recipe import Recipe, technique_name, technique_text
 from maas_compression.searching.messages import found_to_proto, verdict
 from maas_compression.searching.search import Judgement, Place, Search, search_limits
 from maas_compression.searching.trials import Record
@@ -25,9 +28,12 @@ from maas_compression.spec import (
     CompressionSpec,
     RecipeWork,
     SearchWork,
+    SensitivityWork,
     recipe_text,
 )
 from maas_compression.techniques import apply_technique
+from maas_compression.techniques.graphs import GraphUnusable, float_graph
+from maas_compression.techniques.int8 import layer_names
 from maas_engine.engine import choose_servable
 from maas_jobs.job import JsonObject
 from maas_jobs.step import Reporter, StepRequest, run_step
@@ -50,7 +56,8 @@ def compress(request: StepRequest, report: Reporter) -> JsonObject:
             return _advise(spec, allow_training, request, report)
         case SearchWork() as work:
             return _search(spec, work, request, report)
-    raise RecipeInvalid(f"{type(spec.work).__name__} is not built yet")
+        case SensitivityWork(bits):
+            return _measure_layers(spec, bits, request, report)
 
 
 def _compress_by_recipe(spec: CompressionSpec, recipe: Recipe, request: StepRequest, report: Reporter) -> JsonObject:
@@ -123,6 +130,28 @@ def _advise(spec: CompressionSpec, allow_training: bool, request: StepRequest, r
     message = advice_to_proto(findings)
     report.log(message.summary)
     return {**request.previous, "advised": MessageToDict(message, preserving_proto_field_name=True)}
+
+
+def _measure_layers(spec: CompressionSpec, bits: int, request: StepRequest, report: Reporter) -> JsonObject:
+    """Say what each layer loses; the result is a message and no version."""
+    begin = time.monotonic()
+    source = read_package(request.folder / SOURCE_FOLDER)
+    materials = open_materials(
+        request.folder,
+        source.manifest,
+        request.folder / "sensitivity",
+        threads=len(os.sched_getaffinity(0)),
+        log=report.log,
+        progress=report.progress,
+    )
+    model = float_graph(source)
+    layers = layer_names(model)
+    if not layers:
+        raise GraphUnusable("the graph has no layers with weights that could be integers")
+    found = measure_sensitivity(source, model, layers, materials, bits, spec.limits.max_quality_loss)
+    report.log(summary(found))
+    message = sensitivity_to_proto(found, time.monotonic() - begin)
+    return {**request.previous, "sensitivity": MessageToDict(message, preserving_proto_field_name=True)}
 
 
 def apply_recipe(source: Package, recipe: Recipe, target: Path, job_folder: Path, report: Reporter) -> Package:

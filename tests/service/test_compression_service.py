@@ -189,6 +189,23 @@ def test_a_result_that_breaks_a_limit_or_gains_nothing_is_not_published(cluster:
     assert versions() == before
 
 
+def test_what_each_layer_loses_is_told_and_nothing_is_made(cluster: JobCluster) -> None:
+    data = cluster.push("chosen", {"test": reviews(40), "validation": reviews(30)})
+    job = compression_job_pb2.CompressionJob(
+        source_version=SOURCE,
+        sensitivity=compression_job_pb2.SensitivitySettings(bits=4),
+        dataset_version=data,
+        limits=compression_job_pb2.Limits(max_quality_loss=1.0),
+    )
+    request = messages.CreateCompressionJobRequest(compression_job=job)
+    last = ended(cluster, cluster.compression.CreateCompressionJob(request, timeout=10).name)
+    assert last.status.state == job_state_pb2.JOB_STATE_SUCCEEDED, last.status.error
+    report = last.sensitivity_report
+    assert (report.bits, report.metric, report.row_count, report.fewest_to_keep) == (4, "accuracy", 30, 0)
+    assert {layer.operator for layer in report.layers} == {"Gather", "LSTM", "Gemm"}
+    assert last.result_version == ""
+
+
 def test_labels_that_the_model_does_not_know_fail_the_job_with_a_reason(cluster: JobCluster) -> None:
     data = cluster.push("other-labels", {"test": [("a great film", 5)]})
     job = ended(cluster, create(cluster, CLIP, data=data).name)

@@ -8,12 +8,24 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from maas_compression.materials import Materials, TrainingDataMissing
 from maas_compression.measuring.judging import Judge
-from maas_compression.measuring.sensitivity import coarse, coarse_weights, fewest_to_keep, layer_loss, rank_layers
+from maas_compression.measuring.sensitivity import (
+    coarse,
+    coarse_weights,
+    fewest_to_keep,
+    layer_loss,
+    looking_judge,
+    measure_sensitivity,
+    rank_layers,
+)
+from maas_compression.measuring.sensitivity_report import sensitivity_to_proto, summary
+from maas_compression.recipe import Int8
 from maas_compression.techniques.graphs import float_graph
+from maas_compression.techniques.int8 import apply_int8
 from maas_engine.predictor import open_predictor
 from maas_package.manifest import TENSORS, Manifest, Servable, TensorSpec
-from maas_package.package import Package, write_package
+from maas_package.package import Package, read_package, write_package
 from maas_package.tensors import Array
 
 WIDTH = 16
@@ -154,3 +166,32 @@ def test_the_fewest_layers_are_kept_that_meet_the_loss(package: Package, judge: 
     for kept, loss in enumerate(losses):
         assert fewest_to_keep(package, model, ranked, judge, 4, loss + 1e-9) == kept
     assert fewest_to_keep(package, model, ranked, judge, 4, 0.0) == len(names)
+
+
+def test_int8_keeps_the_layers_that_matter_most_as_floats(package: Package, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    log: list[str] = []
+    made = apply_int8(package, Int8(keep_most_sensitive=1), tmp_path / "made", Materials(scratch, log=log.append))
+    graph = onnx.load(str(made.path(made.manifest.servables[0].path))).graph
+    floats = [tensor.dims for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    assert [list(dims) for dims in floats if len(dims) == 2] == [[WIDTH, WIDTH]]
+    assert len(log) == 1
+    assert log[0].startswith("second stays as it is")
+
+
+def test_the_whole_measurement_says_what_all_layers_lose_together(package: Package, tmp_path: Path) -> None:
+    model = float_graph(package)
+    found = measure_sensitivity(package, model, LAYERS, Materials(tmp_path / "scratch"), 4, 1.0)
+    assert (found.metric, found.rows, found.fewest_to_keep) == ("fidelity", 256, 0)
+    assert found.all_layers.weights == 3 * WIDTH**2
+    assert found.all_layers.quality_loss >= max(one.quality_loss for one in found.layers)
+    message = sensitivity_to_proto(found, 2.5)
+    assert [layer.layer for layer in message.layers] == [one.layer for one in found.layers]
+    assert (message.bits, message.fewest_to_keep, message.work_duration.ToNanoseconds()) == (4, 0, 2_500_000_000)
+    assert "all 3 layers lose" in summary(found)
+
+
+def test_a_model_of_texts_needs_texts_to_look_at(tiny_package_folder: Path, tmp_path: Path) -> None:
+    source = read_package(tiny_package_folder)
+    with pytest.raises(TrainingDataMissing, match="validation"):
+        looking_judge(source, Materials(tmp_path))

@@ -94,16 +94,16 @@ def compress(
     _check_options(
         {"--method": method, "--recipe": recipe, "--like": like, "--auto": auto, "--sensitivity": sensitivity},
         {
-            "--auto": {
+            ("--auto",): {
                 "--objective": objective,
                 "--time-budget": time_budget,
                 "--allow-training": allow_training,
                 "--trials": trials,
                 "--workers": workers,
                 "--seed": seed,
-                "--plot": plot,
             },
-            "--sensitivity": {"--bits": bits},
+            ("--sensitivity",): {"--bits": bits},
+            ("--auto", "--sensitivity"): {"--plot": plot},
         },
     )
     with connected(endpoint) as client:
@@ -225,13 +225,13 @@ def _recipe(client: "Client", methods: list[str], file: Path | None, like: str) 
     return [parse_technique(line) for line in version.recipe]
 
 
-def _check_options(ways: dict[str, object], belongings: dict[str, dict[str, object]]) -> None:
+def _check_options(ways: dict[str, object], belongings: dict[tuple[str, ...], dict[str, object]]) -> None:
     """Raise BadParameter unless one way is given, and nothing that belongs to another."""
     given = [name for name, value in ways.items() if value]
     if len(given) != 1:
         asked = f"not {' and '.join(given)}" if given else "for example --method int8"
         raise typer.BadParameter(f"say how with one of {', '.join(ways)}; {asked}", param_hint="how")
-    for way, options in belongings.items():
+    for fitting, options in belongings.items():
         for name, value in options.items():
-            if value not in (None, False) and way not in given:
-                raise typer.BadParameter(f"belongs to {way}", param_hint=name)
+            if value not in (None, False) and given[0] not in fitting:
+                raise typer.BadParameter(f"belongs to {' and '.join(fitting)}", param_hint=name)

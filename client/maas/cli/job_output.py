@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from maas.client import Client, Job
     from maas.compression.v1.compression_job_pb2 import CompressionJob
 
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Of --auto: write a plot of the trials there, as PNG.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Of --auto and --sensitivity: write a plot there, as PNG.")
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is stored.")]
 
 
 def follow(client: "Client", job: "Job", *, no_wait: bool, as_json: bool, plot: Path | None = None) -> None:
-    """Show the job until it ends, and its result; write the plot of a search. Raises JobFailed, PlotLibraryMissing."""
+    """Show the job until it ends, and its result; write its plot. Raises JobFailed, PlotLibraryMissing."""
     from maas.cli.progress import follow_job
     from maas.client import raise_unless_succeeded
 
@@ -53,11 +55,17 @@ def _show_result(job: "Job") -> None:
 
 def _write_plot(job: "Job", path: Path) -> None:
     from maas.cli.search_output import plot_search
+    from maas.cli.sensitivity_output import plot_sensitivity
     from maas.compression.v1.compression_job_pb2 import CompressionJob
 
-    if not isinstance(job, CompressionJob) or job.WhichOneof("work") != "search":
-        raise InvalidInputError(f"{job.name} did not search, so there is nothing to plot", reason="NOTHING_TO_PLOT")
-    plot_search(job.search_report, path)
+    if isinstance(job, CompressionJob) and job.WhichOneof("work") == "search":
+        plot_search(job.search_report, path)
+    elif isinstance(job, CompressionJob) and job.WhichOneof("work") == "sensitivity":
+        plot_sensitivity(job.sensitivity_report, path)
+    else:
+        raise InvalidInputError(
+            f"{job.name} neither searched nor measured layers, so there is nothing to plot", reason="NOTHING_TO_PLOT"
+        )
     say(f"wrote {path}")
 
 
@@ -65,10 +73,13 @@ def _show_compression(job: "CompressionJob") -> None:
     from maas.cli.advice_output import write_advice
     from maas.cli.compression_reports import write_report
     from maas.cli.search_output import write_search
+    from maas.cli.sensitivity_output import write_sensitivity
 
     match job.WhichOneof("work"):
         case "advice":
             write_advice(job)
+        case "sensitivity":
+            write_sensitivity(job)
         case "search":
             write_search(job.search_report)
             if job.result_version:

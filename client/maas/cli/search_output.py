@@ -4,14 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maas.cli.output import bytes_text, console, say, write_table
-from maas.errors import MaasError
+from maas.cli.plotting import new_figure
 
 if TYPE_CHECKING:
     from maas.compression.v1.search_pb2 import SearchFigures, SearchReport, SearchTrial
-
-
-class PlotLibraryMissing(MaasError):
-    """Plots need matplotlib, which is not installed."""
 
 
 def write_search(report: "SearchReport") -> None:
@@ -37,19 +33,8 @@ def plot_search(report: "SearchReport", path: Path) -> None:
 
     Raises PlotLibraryMissing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise PlotLibraryMissing(
-            "a plot needs matplotlib; install it: pip install 'maas[plot]'",
-            code="FAILED_PRECONDITION",
-            reason="PLOT_LIBRARY_MISSING",
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     trials = [trial for trial in report.trials if trial.figures.HasField("latency_p50_ms")]
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = new_figure(11, 5)
     for axes, field, label in zip(
         figure.subplots(1, 2),
         ("latency_p50_ms", "throughput_rows"),

@@ -91,7 +91,7 @@ class Judgement:
     @property
     def loss(self) -> float:
         """By how much the candidate is worse; below 0 when it is better."""
-        return -self.difference.value
+        return 0.0 - self.difference.value  # no -0.0
 
 
 def metric_of(manifest: Manifest) -> str:
@@ -141,7 +141,9 @@ class Judge:
         _check_rows(source.manifest, self.metric, rows)
         self._indices = None if rows is None else _chosen_rows(len(rows), self.metric, most_rows)
         where = "made-up" if rows is None or self._indices is None else f"{rows.path.stem}-{len(self._indices)}"
-        self._kept_at = folder / f"answers-{where}-{servable.engine}-{servable.precision}.npz"
+        # By content: techniques of one job may share a folder, and each has another source.
+        content = next(entry.sha256 for entry in source.manifest.files if entry.path == servable.path)
+        self._kept_at = folder / f"answers-{where}-{servable.engine}-{servable.precision}-{content[:16]}.npz"
 
     def ask_source(self) -> None:
         """Make sure that the source's answers are kept. Raises SourceAnswersInvalid, or what running it raises."""

@@ -15,9 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from maas_compression.materials import Materials, TrainingDataMissing
 from maas_compression.measuring.judging import Judge, Judgement
 from maas_compression.techniques.graphs import save_graph
-from maas_engine.engine import open_engine
+from maas_engine.engine import choose_servable, open_engine
 from maas_engine.predictor import Predictor
 from maas_package.manifest import Servable
 from maas_package.package import Package
@@ -48,6 +49,61 @@ class LayerLoss:
     agreement: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What every layer loses, and all of them; `fewest_to_keep` is None where no loss was stated."""
+
+    bits: int
+    metric: str
+    rows: int
+    layers: tuple[LayerLoss, ...]
+    all_layers: LayerLoss
+    fewest_to_keep: int | None
+
+
+def measure_sensitivity(
+    source: Package,
+    model: onnx.ModelProto,
+    layers: Sequence[str],
+    materials: Materials,
+    bits: int,
+    most_loss: float | None,
+) -> Sensitivity:
+    """Rank the layers of the source's float graph; with `most_loss`, find how many have to stay as they are.
+
+    Raises TrainingDataMissing, and what judging raises.
+    """
+    judge = looking_judge(source, materials)
+    ranked = rank_layers(source, model, layers, judge, bits, materials.progress)
+    together = judge_coarse(source, model, layers, judge, bits)
+    fewest = None if most_loss is None else fewest_to_keep(source, model, ranked, judge, bits, most_loss)
+    return Sensitivity(bits, judge.metric, together.rows, ranked, _loss_of(model, layers, together), fewest)
+
+
+def most_sensitive_layers(
+    source: Package, model: onnx.ModelProto, layers: Sequence[str], materials: Materials, count: int, bits: int = 8
+) -> tuple[str, ...]:
+    """Return the names of the `count` layers that lose most. Raises TrainingDataMissing, and what judging raises."""
+    if not count:
+        return ()
+    ranked = rank_layers(source, model, layers, looking_judge(source, materials), bits, materials.progress)
+    for one in ranked[:count]:
+        materials.log(f"{one.layer} stays as it is: with {bits} bits it alone changes the outputs by {one.error:.2%}")
+    return tuple(one.layer for one in ranked[:count])
+
+
+def looking_judge(source: Package, materials: Materials) -> Judge:
+    """Return what judges a source's layers: on rows of `validation`, else of `train`, never on those of `test`.
+
+    Raises TrainingDataMissing for a model that takes texts where there are none.
+    """
+    rows = materials.validation or materials.texts
+    if rows is None and source.manifest.text is not None:
+        raise TrainingDataMissing("to tell which layers matter takes texts: name a dataset with a split validation")
+    servable = choose_servable(source, "onnxruntime")
+    return Judge(source, servable, rows, materials.scratch, most_rows=LOOKED_AT_ROWS)
+
+
 def rank_layers(
     source: Package, model: onnx.ModelProto, layers: Sequence[str], judge: Judge, bits: int, progress: Progress
 ) -> tuple[LayerLoss, ...]:
@@ -64,17 +120,15 @@ def rank_layers(
 
 def layer_loss(source: Package, model: onnx.ModelProto, layers: Collection[str], judge: Judge, bits: int) -> LayerLoss:
     """Return what is lost when all these layers are coarse."""
-    nodes = [node for node in model.graph.node if node.name in set(layers)]
-    judgement = _judge_coarse(source, model, layers, judge, bits)
-    one = nodes[0] if len(nodes) == 1 else None
-    return LayerLoss(
-        layer=one.name if one else "",
-        operator=one.op_type if one else "",
-        weights=sum(weight.size for node in nodes for weight in _weights_of(model, node).values()),
-        error=judgement.error,
-        quality_loss=judgement.loss,
-        agreement=judgement.agreement,
-    )
+    return _loss_of(model, layers, judge_coarse(source, model, layers, judge, bits))
+
+
+def judge_coarse(
+    source: Package, model: onnx.ModelProto, layers: Collection[str], judge: Judge, bits: int
+) -> Judgement:
+    """Return how good the source is when all these layers are coarse."""
+    with _predictor(source, coarse(model, layers, bits)) as predictor:
+        return judge.judge(predictor)
 
 
 def fewest_to_keep(
@@ -87,13 +141,16 @@ def fewest_to_keep(
 ) -> int:
     """Return the smallest n so that the quality falls by at most `most_loss` when the n first stay as they are.
 
-    By halving, as though keeping one layer more never did harm; what it returns was tried, or is all of them.
+    None first, which is what one would like best; then by halving, as though keeping one layer more never did harm.
+    What it returns was tried, or is all of them.
     """
     names = [one.layer for one in ranked]
+    if judge_coarse(source, model, names, judge, bits).loss <= most_loss:
+        return 0
     few, many = 0, len(names)
     while few < many:
         middle = (few + many) // 2
-        loss = _judge_coarse(source, model, names[middle:], judge, bits).loss
+        loss = judge_coarse(source, model, names[middle:], judge, bits).loss
         few, many = (few, middle) if loss <= most_loss else (middle + 1, many)
     return many
 
@@ -193,11 +250,17 @@ def _opset(model: onnx.ModelProto) -> int:
     return max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
-def _judge_coarse(
-    source: Package, model: onnx.ModelProto, layers: Collection[str], judge: Judge, bits: int
-) -> Judgement:
-    with _predictor(source, coarse(model, layers, bits)) as predictor:
-        return judge.judge(predictor)
+def _loss_of(model: onnx.ModelProto, layers: Collection[str], judgement: Judgement) -> LayerLoss:
+    nodes = [node for node in model.graph.node if node.name in set(layers)]
+    one = nodes[0] if len(nodes) == 1 else None
+    return LayerLoss(
+        layer=one.name if one else "",
+        operator=one.op_type if one else "",
+        weights=sum(weight.size for node in nodes for weight in _weights_of(model, node).values()),
+        error=judgement.error,
+        quality_loss=judgement.loss,
+        agreement=judgement.agreement,
+    )
 
 
 @contextmanager

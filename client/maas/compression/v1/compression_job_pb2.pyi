@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from maas.compression.v1 import advice_pb2 as _advice_pb2
 from maas.compression.v1 import search_pb2 as _search_pb2
+from maas.compression.v1 import sensitivity_pb2 as _sensitivity_pb2
 from maas.compression.v1 import technique_pb2 as _technique_pb2
 from maas.jobs.v1 import job_state_pb2 as _job_state_pb2
 from maas.registry.v1 import version_pb2 as _version_pb2
@@ -45,6 +46,7 @@ class CompressionJob(_message.Message):
     ALLOW_NO_GAIN_FIELD_NUMBER: _builtins.int
     ADVISED_FIELD_NUMBER: _builtins.int
     SEARCH_REPORT_FIELD_NUMBER: _builtins.int
+    SENSITIVITY_REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name: `compressionJobs/{compression_job}`."""
     source_version: _builtins.str
@@ -104,6 +106,10 @@ class CompressionJob(_message.Message):
         recipe keeps to the limits.
         """
 
+    @_builtins.property
+    def sensitivity_report(self) -> _sensitivity_pb2.SensitivityReport:
+        """Output only. What each layer loses by itself; set when SUCCEEDED and the work is `sensitivity`."""
+
     def __init__(
         self,
         *,
@@ -122,10 +128,11 @@ class CompressionJob(_message.Message):
         allow_no_gain: _builtins.bool = ...,
         advised: _advice_pb2.Advice | None = ...,
         search_report: _search_pb2.SearchReport | None = ...,
+        sensitivity_report: _sensitivity_pb2.SensitivityReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "search_report", b"search_report", "sensitivity", b"sensitivity", "status", b"status", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "limits", b"limits", "recipe", b"recipe", "report", b"report", "search", b"search", "search_report", b"search_report", "sensitivity", b"sensitivity", "sensitivity_report", b"sensitivity_report", "status", b"status", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "search_report", b"search_report", "sensitivity", b"sensitivity", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "advised", b"advised", "allow_no_gain", b"allow_no_gain", "dataset_version", b"dataset_version", "limits", b"limits", "name", b"name", "recipe", b"recipe", "report", b"report", "result_version", b"result_version", "search", b"search", "search_report", b"search_report", "sensitivity", b"sensitivity", "sensitivity_report", b"sensitivity_report", "source_version", b"source_version", "status", b"status", "unlabelled_dataset_version", b"unlabelled_dataset_version", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["recipe", "search", "advice", "sensitivity"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
