@@ -18,6 +18,9 @@ from maas.compression.v1.technique_pb2 import Technique
 from maas.errors import InvalidInputError
 
 MAX_RECIPE_CHARACTERS = 65_536
+MAX_STEPS = 16
+_MOST_DEPTH = 4
+"""Of a list of techniques, one, its settings, and a list of names among them."""
 
 
 class RecipeUnreadable(InvalidInputError):
@@ -39,7 +42,10 @@ def parse_technique(line: str) -> Technique:
         case ast.Name(name):
             return _technique(name, {})
         case ast.Call(func=ast.Name(name), args=[], keywords=keywords):
-            return _technique(name, {str(keyword.arg): _value(keyword.value, line) for keyword in keywords})
+            settings = {str(keyword.arg): _value(keyword.value, line) for keyword in keywords}
+            if len(settings) != len(keywords):
+                raise _unreadable(f"{line[:200]!r} names a setting twice")
+            return _technique(name, settings)
     raise _unreadable(f"{line[:200]!r} is not a technique; write one like int8 or prune(share=0.25)")
 
 
@@ -57,15 +63,43 @@ def load_recipe(text: str) -> list[Technique]:
     if len(text) > MAX_RECIPE_CHARACTERS:
         raise _unreadable(f"a recipe has at most {MAX_RECIPE_CHARACTERS:,} characters, not {len(text):,}")
     try:
-        # An alias could stand for something that is larger than the text by any factor.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise _unreadable("a recipe has no aliases (*name); write the technique out")
+        _check_tokens(text)
+        tree = yaml.compose(text, yaml.SafeLoader)
         steps = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise _unreadable(f"the recipe is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(steps, list) or not steps:
         raise _unreadable("a recipe is a list of techniques, one a line, each after a hyphen: - int8")
-    return [_step(step, number) for number, step in enumerate(steps, start=1)]
+    if len(steps) > MAX_STEPS:
+        raise _unreadable(f"a recipe has at most {MAX_STEPS} techniques, not {len(steps):,}")
+    assert isinstance(tree, yaml.SequenceNode)
+    lines = [node.start_mark.line + 1 for node in tree.value]
+    return [
+        _step(step, f"step {number} (line {line})")
+        for number, (step, line) in enumerate(zip(steps, lines, strict=True), start=1)
+    ]
+
+
+_OPENING = (
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+
+
+def _check_tokens(text: str) -> None:
+    """Refuse what a short text makes large or slow, before anything is built of it."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            # It could stand for something that is larger than the text by any factor.
+            raise _unreadable("a recipe has no aliases (*name); write the technique out")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        # 60,000 open brackets took 40 s to be refused by the parser.
+        if depth > _MOST_DEPTH:
+            raise _unreadable("a recipe has lists within lists no deeper than the names of a setting")
 
 
 def dump_recipe(techniques: Iterable[Technique]) -> str:
@@ -83,7 +117,7 @@ def dump_recipe(techniques: Iterable[Technique]) -> str:
     return yaml.safe_dump(steps, sort_keys=False)
 
 
-def _step(step: object, number: int) -> Technique:
+def _step(step: object, where: str) -> Technique:
     try:
         match step:
             case str():
@@ -94,7 +128,7 @@ def _step(step: object, number: int) -> Technique:
                     return _technique(str(name), settings or {})
         raise _unreadable("is neither a name, like int8, nor a name with settings, like int8: {mode: static}")
     except RecipeUnreadable as error:
-        raise _unreadable(f"step {number}: {error.message}") from error
+        raise _unreadable(f"{where}: {error.message}") from error
 
 
 def _technique(name: str, settings: Mapping[str, object]) -> Technique:
@@ -103,7 +137,7 @@ def _technique(name: str, settings: Mapping[str, object]) -> Technique:
         raise _unreadable(f"there is no technique {name[:100]!r}; there are: {', '.join(technique_names())}")
     known = field.message_type.fields_by_name
     for setting in settings:
-        if setting not in known:
+        if str(setting) not in known:
             there = f"it has: {', '.join(known)}" if known else "it has none"
             raise _unreadable(f"{name} has no setting {str(setting)[:100]!r}; {there}")
     technique = Technique()
@@ -162,7 +196,8 @@ def _text(value: object) -> str:
             plain = value.isidentifier() and not keyword.iskeyword(value) and value not in ("true", "false")
             return value if plain else json.dumps(value, ensure_ascii=False)
         case int() | float():
-            return f"{value:.15g}"
+            short = f"{value:.15g}"
+            return short if float(short) == value else repr(value)
     assert isinstance(value, Iterable)
     return f"[{', '.join(map(_text, value))}]"
 

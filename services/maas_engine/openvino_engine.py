@@ -1,7 +1,8 @@
-"""ONNX files on OpenVINO's CPU plugin, in float32 or bfloat16."""
+"""ONNX files and OpenVINO's own (an .xml file) on its CPU plugin, in float32, bfloat16 or with 8-bit integers."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import openvino
@@ -34,7 +35,12 @@ class OpenVinoEngine:
         }
         try:
             core = openvino.Core()
-            model = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            read = (
+                core.read_model(str(path), str(weights_path(path)))
+                if path.suffix == ".xml"
+                else core.read_model(str(path))
+            )
+            model = core.compile_model(read, "CPU", settings)
         # Whatever is wrong with a file comes as RuntimeError, or as an error of the frontend that read it.
         except Exception as error:
             raise ServableBroken(f"openvino cannot load {path.name}: {_reason(error)}") from error
@@ -72,6 +78,11 @@ class OpenVinoEngine:
         """Free the model."""
         self._model = None
         self._idle_requests = SimpleQueue()
+
+
+def weights_path(representation: Path) -> Path:
+    """Return where the weights of an .xml file lie: beside it and under its name, as an ONNX file's do."""
+    return representation.with_name(f"{representation.name}.data")
 
 
 def _reason(error: Exception) -> str:

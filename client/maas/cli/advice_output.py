@@ -47,7 +47,7 @@ def _commands(job: "CompressionJob", advice: "Advice") -> str:
 
 def _row(place: int, one: "AdvisedRecipe") -> tuple[str, ...]:
     same = f"{one.quality.agreement:.1%}" if one.HasField("quality") else "after training"
-    quality = f"{-100 * one.quality.loss:+.2f} ±{100 * one.quality.margin:.2f}" if one.HasField("quality") else ""
+    quality = f"{0.0 - 100 * one.quality.loss:+.2f} ±{100 * one.quality.margin:.2f}" if one.HasField("quality") else ""
     return (
         str(place),
         " + ".join(one.lines),

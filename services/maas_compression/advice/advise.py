@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+
+import numpy as np
 
 from maas_compression.advice.candidates import Candidate, Exclusion, Situation, WordUse, candidates, exclusions
 from maas_compression.advice.host_facts import HostFacts, look_at_host
@@ -25,9 +26,10 @@ TRIAL_SECONDS = 60.0
 """After so long no further trial is begun."""
 
 _MOST_WORD_TEXTS = 20_000
+_ENCODED_TEXTS = 256
 _PRODUCTS = 2
-_PRODUCT_ROWS = (1, 32 * 24)
-"""One word, and the words of a batch."""
+_PRODUCT_ROWS = (1, 256)
+"""One word, and words of a batch."""
 
 Clock = Callable[[], float]
 
@@ -93,10 +95,11 @@ def _word_use(predictor: Predictor, texts: LabelledSplit) -> WordUse | None:
     used: set[int] = set()
     count = 0
     for part in texts.parts():
-        for text in islice(part.texts, _MOST_WORD_TEXTS - count):
-            (ids,) = predictor.preparer.prepare_texts([text]).values()
-            used.update(ids.ravel().tolist())
-            count += 1
+        texts_of_part = part.texts[: _MOST_WORD_TEXTS - count]
+        for begin in range(0, len(texts_of_part), _ENCODED_TEXTS):
+            (ids,) = predictor.preparer.prepare_texts(texts_of_part[begin : begin + _ENCODED_TEXTS]).values()
+            used.update(np.unique(ids).tolist())
+        count += len(texts_of_part)
     return WordUse(vocabulary, len(used), count)
 
 

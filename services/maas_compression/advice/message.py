@@ -56,7 +56,7 @@ def _quality_text(best: Recommendation) -> str:
         return "if its training keeps the quality, which only training can tell"
     if answers.metric == "cosine":
         return f"vectors with a mean cosine of {answers.agreement:.4f} to the source's"
-    change = "" if answers.metric == "agreement" else f", accuracy {-100 * answers.loss:+.1f} points"
+    change = "" if answers.metric == "agreement" else f", accuracy {0.0 - 100 * answers.loss:+.1f} points"
     return f"{answers.agreement:.1%} of {answers.rows:,} answers the same{change}"
 
 
