@@ -1,5 +1,6 @@
 """Advice on one version: facts, trials, an order. About a minute, on the host that compresses."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,11 +17,13 @@ from maas_compression.limits import Limits
 from maas_compression.materials import Materials
 from maas_compression.spec import recipe_text
 from maas_compression.techniques.graphs import float_graph
-from maas_engine.engine import choose_servable
+from maas_engine.engine import choose_servable, first_line
 from maas_engine.predictor import Predictor, open_predictor
 from maas_jobs.labelled_rows import LabelledSplit
 from maas_package.package import Package
 from maas_runtime.failures import Failure
+
+logger = logging.getLogger(__name__)
 
 TRIAL_SECONDS = 60.0
 """After so long no further trial is begun."""
@@ -126,6 +129,10 @@ def _try_all(
             trials.append(bench.try_candidate(candidate, scratch / "packages", replace(materials, scratch=scratch)))
         except Failure as failure:
             failed.append(Exclusion(name, failure.message))
+        # Libraries fail in ways of their own on graphs from anywhere; the other trials are worth their advice.
+        except Exception as error:
+            logger.exception("trial failed", extra={"recipe": name})
+            failed.append(Exclusion(name, f"its trial failed: {first_line(error)}"))
         else:
             materials.log(_line(name, trials[-1], bench.source_bytes))
     return trials, failed

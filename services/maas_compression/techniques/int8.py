@@ -110,6 +110,8 @@ def quantized_dynamically(model: onnx.ModelProto, technique: Int8, kept: Iterabl
             weight_type=QuantType.QInt8,
             reduce_range=True,
             per_channel=technique.per_channel,
+            # The types behind operators of onnxruntime's own, which int4 leaves, are not told by ONNX.
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         return onnx.load(str(target))
 
