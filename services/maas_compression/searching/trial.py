@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from maas_compression.materials import Materials, open_materials
+from maas_compression.materials import open_materials
 from maas_compression.measuring.judging import Judge, Judgement, open_rows
 from maas_compression.searching.folders import SearchFolders, TrialRequest
 from maas_compression.searching.prefixes import Prefixes
@@ -99,12 +99,15 @@ class _Trial:
     def _make_package(self) -> Package:
         if not self._request.recipe:
             return self._source
+        materials = open_materials(
+            self._job_folder,
+            self._source.manifest,
+            self._folders.prefixes,
+            threads=self._request.threads,
+            log=_log,
+        )
         package = Prefixes(self._folders.prefixes).make(
-            self._source,
-            self._request.recipe,
-            self._folders.package(self._number),
-            self._materials(),
-            apply_technique,
+            self._source, self._request.recipe, self._folders.package(self._number), materials, apply_technique
         )
         if len(package.manifest.servables) > 1 or package.manifest.architecture is not None:
             package = publish_servables(package, self._texts, _log)
@@ -165,10 +168,6 @@ class _Trial:
         broken = self._limits.failures(figures.limited)
         if broken and self._request.recipe:
             raise _Hopeless(figures, "; ".join(check.sentence for check in broken))
-
-    def _materials(self) -> Materials:
-        manifest, threads = self._source.manifest, self._request.threads
-        return open_materials(self._job_folder, manifest, self._folders.prefixes, threads=threads, log=_log)
 
 
 def _with_quality(figures: Figures, judgement: Judgement) -> Figures:
