@@ -30,7 +30,7 @@ from maas_jobs.step import StepRequest, write_request
 from maas_package.package import read_package
 
 GIBIBYTE = 2**30
-TRIALS = 4
+TRIALS = 2
 GENEROUS = Limits(max_quality_loss=0.5)
 
 

@@ -18,11 +18,13 @@ from compression_graphs import (
 )
 from onnx import helper, numpy_helper
 
-from maas_compression.recipe import Codebook, Int4
+from maas_compression.materials import Materials
+from maas_compression.recipe import Codebook, Int4, Int8
 from maas_compression.techniques.codebook import apply_codebook
 from maas_compression.techniques.graph_weights import graph_weights
 from maas_compression.techniques.graphs import GraphUnusable, float_graph
 from maas_compression.techniques.int4 import apply_int4, fitting_group, int4_graph, quantize_groups
+from maas_compression.techniques.int8 import apply_int8
 from maas_package.package import Package, read_package
 
 
@@ -151,3 +153,10 @@ def test_codebooks_of_the_matrices_can_follow_4_bits_of_the_embeddings(lstm: Pac
     first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first")
     made = apply_codebook(first, Codebook(parts="matrices"), tmp_path / "second")
     assert made.servable_bytes(made.manifest.servables[0]) < first.servable_bytes(first.manifest.servables[0])
+
+
+def test_int8_of_the_matrices_can_follow_4_bits_of_the_embeddings(lstm: Package, tmp_path: Path) -> None:
+    first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first")
+    made = apply_int8(first, Int8(), tmp_path / "second", Materials(tmp_path))
+    operators = {node.op_type for node in onnx.load(str(made.path(made.manifest.servables[0].path))).graph.node}
+    assert {"GatherBlockQuantized", "DynamicQuantizeLSTM", "MatMulInteger"} <= operators

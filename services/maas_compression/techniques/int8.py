@@ -26,6 +26,8 @@ LAYER_TYPES = ("Attention", "Conv", "ConvTranspose", "Gather", "Gemm", "LSTM", "
 """Operators whose weights, an input of at least two dimensions, can be integers."""
 _DYNAMIC_TYPES = ("Attention", "Conv", "Gather", "LSTM", "MatMul")  # a Gemm becomes a MatMul and an Add on the way
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_GIVE_FLOATS = ("GatherBlockQuantized", "MatMulIntegerToFloat", "MatMulNBits")
+"""Operators of onnxruntime's own, after which nobody infers a type."""
 _LISTED = 8
 
 
@@ -103,7 +105,7 @@ def quantized_dynamically(model: onnx.ModelProto, technique: Int8, kept: Iterabl
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         target = Path(scratch, "model.onnx")
         quantize_dynamic(
-            _copied(model),
+            _with_types(model),
             str(target),
             op_types_to_quantize=list(_DYNAMIC_TYPES),
             nodes_to_exclude=_excluded(kept),
@@ -162,7 +164,7 @@ def _with_fixed_convolutions(
     with tempfile.TemporaryDirectory() as scratch, _quiet(), redirect_stdout(StringIO()):
         target = Path(scratch, "model.onnx")
         quantize_static(
-            _copied(model),
+            _with_types(model),
             str(target),
             _CalibrationReader(batches),
             QuantFormat.QDQ,
@@ -216,9 +218,16 @@ def _is_plain(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     return weight is not None and len(weight.dims) == 2 and weight.data_type == TensorProto.FLOAT
 
 
-def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+def _with_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that says what comes out of onnxruntime's own operators: the quantizer passes by what follows a
+    tensor of unknown type.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    known = {value.name for value in copy.graph.value_info}
+    for node in copy.graph.node:
+        if node.op_type in _GIVE_FLOATS and node.output[0] not in known:
+            copy.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
     return copy
 
 
