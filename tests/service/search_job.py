@@ -19,7 +19,7 @@ def make_job_folder(folder: Path, rows: int = 60) -> Path:
     texts = [f"a {(_BAD, _GOOD)[row % 2][row // 2 % 4]} film number {row % 7}" for row in range(rows)]
     tokenizer = build_word_tokenizer(texts, 100)
     architecture = load_architecture("lstm-text-classifier")
-    config = {"vocabulary_size": tokenizer.vocabulary_size, "embedding_size": 16, "hidden_size": 32}
+    config = {"vocabulary_size": tokenizer.vocabulary_size, "embedding_size": 128, "hidden_size": 32}
     package_trained_model(
         folder / "source",
         architecture=architecture,
