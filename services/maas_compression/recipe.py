@@ -128,11 +128,15 @@ class Distill:
 
 @dataclass(frozen=True, slots=True)
 class Qat:
-    """Train on with rounded weights and activations (Jacob et al., 2018, arXiv:1712.05877)."""
+    """Train on with weights and activations rounded as int8 does (Jacob et al., 2018, arXiv:1712.05877).
+
+    The loss is Distill's, with the source as the teacher.
+    """
 
     epochs: int = 1
     learning_rate: float = 2e-5
-    bits: int = 8
+    temperature: float = 2.0
+    soft_weight: float = 0.9
 
 
 @dataclass(frozen=True, slots=True)

@@ -608,36 +608,44 @@ class Qat(_message.Message):
 
     EPOCHS_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
-    BITS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    SOFT_WEIGHT_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Optional. Passes over the training data, 1 to 100. Default: 1."""
     learning_rate: _builtins.float
     """Optional. Step size, more than 0 and at most 1. Default: 2e-5."""
-    bits: _builtins.int
-    """Optional. Bits of a weight, 2 to 8. Default: 8."""
+    temperature: _builtins.float
+    """Optional. T of the source's answers, more than 0 and at most 100. Default: 2."""
+    soft_weight: _builtins.float
+    """Optional. How much the source's answers count beside the labels, 0 to 1. Default: 0.9."""
     def __init__(
         self,
         *,
         epochs: _builtins.int | None = ...,
         learning_rate: _builtins.float | None = ...,
-        bits: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        soft_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "bits", b"bits", "epochs", b"epochs", "learning_rate", b"learning_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_soft_weight", b"_soft_weight", "_temperature", b"_temperature", "epochs", b"epochs", "learning_rate", b"learning_rate", "soft_weight", b"soft_weight", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "bits", b"bits", "epochs", b"epochs", "learning_rate", b"learning_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_soft_weight", b"_soft_weight", "_temperature", b"_temperature", "epochs", b"epochs", "learning_rate", b"learning_rate", "soft_weight", b"soft_weight", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__bits: _TypeAlias = _typing.Literal["bits"]  # noqa: Y015
-    _WhichOneofArgType__bits: _TypeAlias = _typing.Literal["_bits", b"_bits"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__bits) -> _WhichOneofReturnType__bits | None: ...
+    _WhichOneofReturnType__soft_weight: _TypeAlias = _typing.Literal["soft_weight"]  # noqa: Y015
+    _WhichOneofArgType__soft_weight: _TypeAlias = _typing.Literal["_soft_weight", b"_soft_weight"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__soft_weight) -> _WhichOneofReturnType__soft_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
 
 Global___Qat: _TypeAlias = Qat  # noqa: Y015
 

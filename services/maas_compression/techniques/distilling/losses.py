@@ -111,7 +111,6 @@ class HintLoss:
         padding_id: int,
         hint_weight: float,
     ) -> None:
-        self.student = student
         self._answers_loss = answers_loss
         self._teacher = teacher.eval().requires_grad_(False)
         self._padding_id = padding_id
