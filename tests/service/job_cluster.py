@@ -48,9 +48,10 @@ class JobCluster:
         self.training = TrainingServiceStub(grpc.insecure_channel(self._socket("training"), options=_CHANNEL))
         self.compression = CompressionServiceStub(grpc.insecure_channel(self._socket("compression"), options=_CHANNEL))
 
-    def start(self, name: str) -> None:
-        """Start a process; the next call waits for it."""
-        self._processes[name] = subprocess.Popen([sys.executable, "-m", f"maas_{name}"], env=self._environment(name))
+    def start(self, name: str, **settings: str) -> None:
+        """Start a process with these environment variables; the next call waits for it."""
+        environment = self._environment(name) | settings
+        self._processes[name] = subprocess.Popen([sys.executable, "-m", f"maas_{name}"], env=environment)
 
     def wait_for(self, names: Iterable[str]) -> None:
         """Wait until the processes answer."""
