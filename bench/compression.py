@@ -10,9 +10,12 @@ thread each, the reviews of the split `test` sent as texts.
 import argparse
 import itertools
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "service"))  # servers of the tests
 
 from compression_entrants import (
     Entrant,
@@ -26,10 +29,16 @@ from compression_entrants import (
     nncf_post_training,
     onnxruntime_dynamic,
 )
+from compression_kills import Kills, kill_searches
 from compression_models import CompressionModels, prepare_models
+from google.protobuf.duration_pb2 import Duration
+from job_cluster import job_cluster
 from report import FOLDER, add_arguments, machine, publish, say, table
 
+from maas.compression.v1.compression_job_pb2 import CompressionJob, SearchSettings
+from maas.compression.v1.compression_job_pb2 import Limits as LimitsMessage
 from maas.names import DatasetVersionName, VersionName
+from maas.registry.v1 import registry_service_pb2, version_pb2
 from maas_compression.recipe import parse_recipe
 from maas_compression.spec import CompressionSpec, Limits, RecipeWork, SearchWork
 from maas_engine.host import has_bf16
@@ -43,6 +52,10 @@ DISTILLED = ["distill(student=lstm-text-classifier)"]
 PRUNED = ["prune(structure=channels, share=0.5, recovery_epochs=2)"]
 STORED = ["vocabulary", "int4"]
 
+KILLS = "kills"
+_KILLS = 10
+_TRIALS_OF_A_KILLED_SEARCH = 12
+_LONGEST_TO_A_KILL_SECONDS = 20.0
 _SECONDS = 8.0
 _CALLS_PER_ROUND = 20
 _ROUNDS = 100
@@ -84,11 +97,11 @@ class Row:
 def main() -> None:
     """Make, measure, print, and with --write keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help=f"some of {','.join(ROWS)}; all when empty")
+    parser.add_argument("--only", default="", help=f"some of {','.join([*ROWS, KILLS])}; all when empty")
     parser.add_argument("--again", default="", help="rows to be made anew")
     add_arguments(parser)
     arguments = parser.parse_args()
-    chosen = arguments.only.split(",") if arguments.only else list(ROWS)
+    chosen = arguments.only.split(",") if arguments.only else [*ROWS, KILLS]
     made = prepare_models()
     for name in filter(None, arguments.again.split(",")):
         for folder in (made.folder / "made").glob(f"{name}*"):
@@ -102,6 +115,10 @@ def main() -> None:
             numbers[model] = found
             if arguments.write:
                 plot(found, FOLDER / f"compression-{model}.png", model)
+    if KILLS in chosen:
+        killed = kill_lstm_searches(made)
+        texts.append(describe_kills(killed))
+        numbers[KILLS] = asdict(killed)
     publish("compression", "\n\n".join(texts), numbers, arguments)
 
 
@@ -208,6 +225,33 @@ def describe(measured: Sizes, failed: Sequence[Failed]) -> str:
     ]
     rows += [[one.name, *[""] * (len(head) - 2), one.why] for one in failed]
     return table(head, rows)
+
+
+def kill_lstm_searches(made: CompressionModels) -> Kills:
+    """Kill the service or a trial at random moments of searches on the LSTM."""
+    with job_cluster(["registry", "compression"]) as cluster:
+        splits = {}
+        for name in ("train", "validation", "test"):
+            parts = list(made.split(name).parts())
+            splits[name] = [row for part in parts for row in zip(part.texts, part.labels, strict=True)]
+        data = cluster.push("reviews", splits)
+        cluster.registry.CreateModel(registry_service_pb2.CreateModelRequest(model_id="lstm"), timeout=10)
+        version = version_pb2.Version(files=cluster.push_package(made.lstm.folder), dataset_version=data)
+        request = registry_service_pb2.CreateVersionRequest(parent="models/lstm", version=version)
+        job = CompressionJob(
+            source_version=cluster.registry.CreateVersion(request, timeout=30).name,
+            search=SearchSettings(most_trials=_TRIALS_OF_A_KILLED_SEARCH, time_budget=Duration(seconds=AUTO_SECONDS)),
+            limits=LimitsMessage(max_quality_loss=0.005),
+        )
+        return kill_searches(cluster, job, kills=_KILLS, longest=_LONGEST_TO_A_KILL_SECONDS, seed=1)
+
+
+def describe_kills(found: Kills) -> str:
+    """Return the Markdown table of what came of the kills."""
+    victims = ", ".join(f"{name} {count} times" for name, count in sorted(found.by_victim.items()))
+    head = ["killed at random moments", "searches", "ended trials seen before a kill", "run again", "without an answer"]
+    row = [victims, str(found.jobs), str(found.finished_before), str(found.run_again), str(found.without_answer)]
+    return "**kill -9 during a search (LSTM)**\n\n" + table(head, [row])
 
 
 def plot(numbers: dict[str, object], path: Path, model: str) -> None:

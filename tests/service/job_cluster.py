@@ -42,6 +42,7 @@ class JobCluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.home = folder / "home"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.channel = grpc.insecure_channel(self._socket("registry"), options=_CHANNEL)
         self.registry = RegistryServiceStub(self.channel)
@@ -124,7 +125,7 @@ class JobCluster:
 
     def _environment(self, name: str) -> dict[str, str]:
         return os.environ | {
-            "MAAS_HOME": str(self._folder / "home"),
+            "MAAS_HOME": str(self.home),
             "MAAS_LISTEN": self._socket(name),
             "MAAS_METRICS_LISTEN": f"unix:{self._folder}/{name}-metrics.sock",
             "MAAS_REGISTRY_ADDRESS": self._socket("registry"),
