@@ -10,6 +10,7 @@ from maas_compression.recipe import (
     FixedPoint,
     Int4,
     Int8,
+    Prune,
     Qat,
     RecipeInvalid,
     Technique,
@@ -22,6 +23,7 @@ from maas_compression.techniques.distill import apply_distill
 from maas_compression.techniques.fixed_point import apply_fixed_point
 from maas_compression.techniques.int4 import apply_int4
 from maas_compression.techniques.int8 import apply_int8
+from maas_compression.techniques.prune import apply_prune
 from maas_compression.techniques.qat import apply_qat
 from maas_compression.techniques.vocabulary import apply_vocabulary
 from maas_package.package import Package
@@ -46,4 +48,6 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_vocabulary(source, technique, folder, materials)
         case Qat():
             return apply_qat(source, technique, folder, materials)
+        case Prune():
+            return apply_prune(source, technique, folder, materials)
     raise RecipeInvalid(f"{technique_name(technique)} is not built yet")

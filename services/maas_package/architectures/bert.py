@@ -103,14 +103,19 @@ class BertEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`tokens`: int64 [N, T]; returns the states float32 [N, T, H] and which tokens are words: bool [N, T]."""
+        states, unseen, is_word = self.embedded(tokens)
+        for layer in self.layers:
+            states = layer(states, unseen)
+        return states, is_word
+
+    def embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the first layer takes, `states` and `unseen`, and which tokens are words: bool [N, T]."""
         is_word = tokens != self.padding_id
         embedded = self.word(tokens) + self.position.weight[: tokens.shape[1]]
         states = self.dropout(self.norm(embedded))
         # A large number rather than infinity: a row of nothing but padding has an answer too.
         unseen = torch.where(is_word, 0.0, torch.finfo(states.dtype).min / 2).to(states.dtype)[:, None, None, :]
-        for layer in self.layers:
-            states = layer(states, unseen)
-        return states, is_word
+        return states, unseen, is_word
 
 
 class BertTextClassifier(nn.Module):
@@ -175,15 +180,18 @@ class BertLayer(nn.Module):
 
     def forward(self, states: Tensor, unseen: Tensor) -> Tensor:
         """`states`: float32 [N, T, H]; `unseen`: float32 [N, 1, 1, T], a large negative number at padding."""
-        if self.heads:
-            states = states + self.dropout(self.attention_output(self._attended(states, unseen)))
-        states = self.attention_norm(states)
-        if self.inner_size:
-            states = states + self.dropout(self.inner_output(self.activation(self.inner(states))))
-        normed: Tensor = self.output_norm(states)
+        states = self.attention_norm(self.add_attention(states, unseen))
+        normed: Tensor = self.output_norm(self.add_wide_part(states))
         return normed
 
-    def _attended(self, states: Tensor, unseen: Tensor) -> Tensor:
+    def add_attention(self, states: Tensor, unseen: Tensor) -> Tensor:
+        """Return the states plus what the heads make of them: float32 [N, T, H]."""
+        if not self.heads:
+            return states
+        return states + self.dropout(self.attention_output(self.attended(states, unseen)))
+
+    def attended(self, states: Tensor, unseen: Tensor) -> Tensor:
+        """Return what the heads see, one behind the other: float32 [N, T, heads * head_size]."""
         rows, tokens, _ = states.shape
         split = self.query_key_value(states).view(rows, tokens, 3, self.heads, self.head_size)
         query, key, value = split.permute(2, 0, 3, 1, 4)
@@ -191,6 +199,17 @@ class BertLayer(nn.Module):
             query, key, value, attn_mask=unseen, dropout_p=self.drop if self.training else 0.0
         )
         return attended.transpose(1, 2).reshape(rows, tokens, self.heads * self.head_size)
+
+    def add_wide_part(self, states: Tensor) -> Tensor:
+        """Return the states plus what the channels make of them: float32 [N, T, H]."""
+        if not self.inner_size:
+            return states
+        return states + self.dropout(self.inner_output(self.widened(states)))
+
+    def widened(self, states: Tensor) -> Tensor:
+        """Return the channels: float32 [N, T, inner_size]."""
+        channels: Tensor = self.activation(self.inner(states))
+        return channels
 
 
 Config = TypeVar("Config", bound=BertConfig)
