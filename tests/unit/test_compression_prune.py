@@ -96,7 +96,7 @@ def config_of(package: Package) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("structure", "share", "setting", "expected"),
-    [("heads", 0.5, "heads", 6), ("channels", 0.5, "inner_size", 96), ("layers", 0.34, "layers", 2)],
+    [("heads", 0.5, "heads", 6), ("channels", 0.5, "inner_size", 128), ("layers", 0.34, "layers", 2)],
 )
 def test_parts_of_a_transformer_leave_it_and_the_files_shrink(
     transformer: Package, materials: Materials, structure: str, share: float, setting: str, expected: int

@@ -127,15 +127,17 @@ def ridged(covariance: Matrix) -> Matrix:
     return damped
 
 
-def cheapest(eliminations: Sequence[Elimination], share: float, chunk: int) -> list[tuple[int, ...]]:
+def cheapest(
+    eliminations: Sequence[Elimination], share: float, chunk: int, worths: Sequence[float]
+) -> list[tuple[int, ...]]:
     """Return which groups of each layer go so that `share` of all go and the costs add up to little.
 
-    Each time `chunk` groups of the layer go for which they add least.
+    Each time `chunk` groups of the layer go for which costs / worth is least.
     """
     taken = [0] * len(eliminations)
     chunks = [
-        np.add.reduceat(one.costs, np.arange(0, len(one.costs), chunk)) if one.costs else np.zeros(0)
-        for one in eliminations
+        np.add.reduceat(one.costs, np.arange(0, len(one.costs), chunk)) / worth if one.costs else np.zeros(0)
+        for one, worth in zip(eliminations, worths, strict=True)
     ]
     for _ in range(round(share * sum(map(len, chunks)))):
         layer = min(

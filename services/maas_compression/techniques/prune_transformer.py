@@ -59,18 +59,30 @@ def keep(source: Package, module: nn.Module, batches: list[Tensor], structure: s
 
 
 def keep_heads(source: Package, module: nn.Module, batches: list[Tensor], share: float) -> Kept:
-    """Return all but `share` of the network's heads; a layer may lose all."""
+    """Return all but `share` of the network's heads; a layer may lose all.
+
+    Where only the first word's state is asked for, a head of the last layer takes half the time of another (keys and
+    values of all words, query and output of one), so it is let go for half the cost only.
+    """
     layers = _layers(module)
     eliminations = _eliminations(source, module, batches, "attention_output", layers[0].head_size)
-    gone = cheapest(eliminations, share, 1)
+    worths = [1.0] * len(layers)
+    if _needs_first_only(module):
+        worths[-1] = 0.5
+    gone = cheapest(eliminations, share, 1, worths)
     kept = whole(module)
     return Kept(kept.layers, tuple(map(_without, kept.heads, gone)), kept.channels)
 
 
 def keep_channels(source: Package, module: nn.Module, batches: list[Tensor], share: float) -> Kept:
-    """Return all but `share` of the wide parts' channels, in blocks of 16; a layer may lose all."""
+    """Return all but `share` of the wide parts' channels, in blocks of 16; a layer may lose all.
+
+    Where only the first word's state is asked for, the last layer's wide part takes no time to speak of, and stays.
+    """
     eliminations = _eliminations(source, module, batches, "inner_output", 1)
-    gone = cheapest(eliminations, share, _CHANNELS_AT_ONCE)
+    if _needs_first_only(module):
+        eliminations[-1] = Elimination((), ())
+    gone = cheapest(eliminations, share, _CHANNELS_AT_ONCE, [1.0] * len(eliminations))
     kept = whole(module)
     return Kept(kept.layers, kept.heads, tuple(map(_without, kept.channels, gone)))
 

@@ -188,7 +188,8 @@ class BertLayer(nn.Module):
         """Return the states plus what the heads make of them: float32 [N, T, H]."""
         if not self.heads:
             return states
-        return states + self.dropout(self.attention_output(self.attended(states, unseen)))
+        total: Tensor = states + self.dropout(self.attention_output(self.attended(states, unseen)))
+        return total
 
     def attended(self, states: Tensor, unseen: Tensor) -> Tensor:
         """Return what the heads see, one behind the other: float32 [N, T, heads * head_size]."""
@@ -204,7 +205,8 @@ class BertLayer(nn.Module):
         """Return the states plus what the channels make of them: float32 [N, T, H]."""
         if not self.inner_size:
             return states
-        return states + self.dropout(self.inner_output(self.widened(states)))
+        total: Tensor = states + self.dropout(self.inner_output(self.widened(states)))
+        return total
 
     def widened(self, states: Tensor) -> Tensor:
         """Return the channels: float32 [N, T, inner_size]."""
