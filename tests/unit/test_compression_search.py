@@ -20,8 +20,8 @@ from maas_compression.spec import recipe_text
 from maas_package.package import Package, read_package
 
 LSTM = Model(True, True, True, "lstm-text-classifier")
-BERT = Model(True, True, True, "bert-text-classifier", layers=6)
-ENCODER = Model(True, True, False, "bert-sentence-encoder", layers=6)
+BERT = Model(True, True, True, "bert-text-classifier", layers=6, channels=1536)
+ENCODER = Model(True, True, False, "bert-sentence-encoder", layers=6, channels=1536)
 GRAPH = Model(False, False, False)
 SOURCE = Figures(1000, "accuracy", 0.8, 0.0, 100, 0.010, 0.020, 100.0)
 

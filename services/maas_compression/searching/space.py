@@ -62,24 +62,28 @@ _DEFAULTS: Choices = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What decides which techniques apply. `layers` is 0 where an architecture has no such number."""
+    """What decides which techniques apply. `layers`, and `channels` of each, are 0 where an architecture has none."""
 
     has_trainable_form: bool
     takes_texts: bool
     is_classifier: bool
     architecture: str = ""
     layers: int = 0
+    channels: int = 0
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Model":
         """Read it off a manifest."""
         reference = manifest.architecture
+        config = {} if reference is None else reference.config
+        channels = config.get("inner_size", 0)
         return cls(
             has_trainable_form=reference is not None,
             takes_texts=manifest.text is not None,
             is_classifier=manifest.task == TEXT_CLASSIFICATION,
             architecture="" if reference is None else reference.name,
-            layers=0 if reference is None else int(reference.config.get("layers", 0)),
+            layers=int(config.get("layers", 0)),
+            channels=max(channels) if isinstance(channels, list) else int(channels),
         )
 
     @property
@@ -172,6 +176,13 @@ class Space:
                 return Distill(
                     layers=_half(self.model.layers), hidden_size=128, inner_size=512, epochs=choices["epochs"]
                 )
+            case "slim":
+                return Distill(
+                    layers=_half(self.model.layers),
+                    inner_size=_half(self.model.channels),
+                    epochs=choices["epochs"],
+                    hint_weight=1.0,
+                )
             case "third":
                 return Distill(layers=max(1, self.model.layers // 3), epochs=choices["epochs"], hint_weight=1.0)
             case "half":
@@ -191,7 +202,7 @@ class Space:
     def _students(self) -> tuple[str, ...]:
         if not self.model.has_trainable_form or not self.model.is_transformer:
             return ()
-        return ("half", "third", *(("narrow", "lstm") if self.model.is_classifier else ()))
+        return ("half", "slim", "third", *(("narrow", "lstm") if self.model.is_classifier else ()))
 
     def _storages(self) -> tuple[str, ...]:
         return (_INT8, _STATIC, _OPENVINO_INT8, _COMPILED, _INT4, _CODEBOOK, _BF16)
@@ -281,5 +292,5 @@ def _choices(*, storage: str, **settings: Any) -> Choices:
     return {**_DEFAULTS, "storage": storage, **settings}
 
 
-def _half(layers: int) -> int:
-    return max(1, layers // 2)
+def _half(number: int) -> int:
+    return max(1, number // 2)
