@@ -10,6 +10,7 @@ from maas_compression.recipe import (
     FixedPoint,
     Int4,
     Int8,
+    LowRank,
     Prune,
     Qat,
     RecipeInvalid,
@@ -23,6 +24,7 @@ from maas_compression.techniques.distill import apply_distill
 from maas_compression.techniques.fixed_point import apply_fixed_point
 from maas_compression.techniques.int4 import apply_int4
 from maas_compression.techniques.int8 import apply_int8
+from maas_compression.techniques.low_rank import apply_low_rank
 from maas_compression.techniques.prune import apply_prune
 from maas_compression.techniques.qat import apply_qat
 from maas_compression.techniques.vocabulary import apply_vocabulary
@@ -44,6 +46,8 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_codebook(source, technique, folder)
         case Distill():
             return apply_distill(source, technique, folder, materials)
+        case LowRank():
+            return apply_low_rank(source, technique, folder, materials)
         case Vocabulary():
             return apply_vocabulary(source, technique, folder, materials)
         case Qat():

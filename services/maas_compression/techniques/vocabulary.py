@@ -28,8 +28,9 @@ from maas_runtime.failures import InvalidInput
 _KINDS = ("WordPiece", "WordLevel")
 _PADDING_ID = "padding_id"
 _VOCABULARY_SIZE = "vocabulary_size"
-# What hands word ids on as they are, or only looks at their shape.
+# What hands word ids on as they are, or some of them.
 _PASSING = frozenset({"Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
+_CHOOSING = frozenset({"Gather", "Slice"})
 
 
 class VocabularyFixed(InvalidInput):
@@ -196,7 +197,7 @@ def take_rows(model: onnx.ModelProto, feeds: str, kept: NDArray[np.int64]) -> No
         if not read:
             continue
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-        if node.op_type in _PASSING:
+        if node.op_type in _PASSING or (node.op_type in _CHOOSING and read == [node.input[0]]):
             ids.update(node.output)
         elif node.op_type == "Gather" and node.input[1] in ids and node.input[0] in constants and axis == 0:
             tables.add(node.input[0])

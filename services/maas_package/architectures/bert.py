@@ -6,7 +6,7 @@ Shapes: N texts of a batch, T tokens, H hidden_size, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from maas_package.architectures import ArchitectureConfigInvalid
 from maas_package.architectures.bert_graph import BertGraph
+from maas_package.architectures.factored import factor_linears
 from maas_package.manifest import JsonObject, TensorSpec
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class BertConfig:
     """The sizes of the encoder, and the share that training drops. `padding_id` fills a row up and is never a word.
 
     `heads` and `inner_size` are one number for all layers, or one for each, which is what pruning leaves: 0 is a layer
-    without attention, or without the wide part. `head_size` is hidden_size / heads where it is 0.
+    without attention, or without the wide part. `head_size` is hidden_size / heads where it is 0. `ranks`: the
+    linear layers that are two thinner ones (factored.py), by their module's name.
     """
 
     vocabulary_size: int = 10_000
@@ -46,6 +48,7 @@ class BertConfig:
     norm_epsilon: float = 1e-12
     dropout: float = 0.1
     head_size: int = 0
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def heads_by_layer(self) -> tuple[int, ...]:
@@ -261,7 +264,8 @@ class BertTextClassifierArchitecture(_BertArchitecture[BertTextClassifierConfig]
 
     def build(self, config: Mapping[str, object]) -> nn.Module:
         """Return a fresh module; torch's global generator decides its weights."""
-        return _initialized(BertTextClassifier(self.parsed(config)))
+        parsed = self.parsed(config)
+        return _initialized(BertTextClassifier(parsed), parsed)
 
     def outputs(self, config: Mapping[str, object]) -> tuple[TensorSpec, ...]:
         """One tensor of logits."""
@@ -287,7 +291,8 @@ class BertSentenceEncoderArchitecture(_BertArchitecture[BertSentenceEncoderConfi
 
     def build(self, config: Mapping[str, object]) -> nn.Module:
         """Return a fresh module; torch's global generator decides its weights."""
-        return _initialized(BertSentenceEncoder(self.parsed(config)))
+        parsed = self.parsed(config)
+        return _initialized(BertSentenceEncoder(parsed), parsed)
 
     def outputs(self, config: Mapping[str, object]) -> tuple[TensorSpec, ...]:
         """One vector a text."""
@@ -338,12 +343,13 @@ def _pooled(states: Tensor, is_word: Tensor, pooling: str) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
-def _initialized(module: nn.Module) -> nn.Module:
+def _initialized(module: nn.Module, config: BertConfig) -> nn.Module:
     """Return the module with small weights, as BERT starts; torch's own embeddings are fifty times as large."""
+    factor_linears(module, config.ranks)
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=0.02)
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             with torch.no_grad():
@@ -380,6 +386,8 @@ def _parse(name: str, config_type: type[Config], config: Mapping[str, object]) -
             raise ArchitectureConfigInvalid(f"normalized is true or false, not {value!r}")
         elif setting in ("dropout", "norm_epsilon") and (type(value) not in (int, float) or not 0 <= value < 1):
             raise ArchitectureConfigInvalid(f"{setting} is at least 0 and less than 1, not {value!r}")
+    if not isinstance(parsed.ranks, Mapping):
+        raise ArchitectureConfigInvalid(f"ranks is an object of names and numbers, not {parsed.ranks!r}")
     _check_heads(parsed)
     if parsed.padding_id >= parsed.vocabulary_size:
         raise ArchitectureConfigInvalid(f"padding_id is less than vocabulary_size, not {parsed.padding_id}")

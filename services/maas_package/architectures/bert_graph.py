@@ -53,8 +53,17 @@ class BertGraph:
         self._weights.setdefault(name, np.ascontiguousarray(np.asarray(value, dtype)))
         return name
 
-    def linear(self, states: str, layer: nn.Linear, name: str, outputs: slice = slice(None), part: str = "") -> str:
-        """states · weight^T + bias, of the chosen outputs; `part` tells their node from others of the layer."""
+    def linear(self, states: str, layer: nn.Module, name: str, outputs: slice = slice(None), part: str = "") -> str:
+        """states · weight^T + bias, of the chosen outputs; `part` tells their node from others of the layer.
+
+        A layer of a stated rank (factored.py) is two, one behind the other.
+        """
+        if isinstance(layer, nn.Sequential):
+            first, layer = layer
+            assert isinstance(first, nn.Linear)
+            thin = self.constant(f"{name}.first_weight", _array(first.weight).T, np.float32)
+            states = self.add("MatMul", [states, thin], f"{name}.first{part}")
+        assert isinstance(layer, nn.Linear)
         weight = self.constant(f"{name}.weight{part}", _array(layer.weight)[outputs].T, np.float32)
         bias = self.constant(f"{name}.bias{part}", _array(layer.bias)[outputs], np.float32)
         return self.add("Add", [self.add("MatMul", [states, weight], f"{name}{part}"), bias], f"{name}{part}.biased")
