@@ -112,6 +112,9 @@ def run_step(work: Callable[[StepRequest, Reporter], JsonObject]) -> None:
             # A call ends so when the other process stops or is away for long: worth another try.
             code = "UNAVAILABLE" if error.code in ("CANCELLED", "DEADLINE_EXCEEDED") else error.code
             last = Failed(JobError(code, error.reason, error.message))
+        except MemoryError:
+            message = "this machine has no memory left for the step; ask for less work, or for work on a larger one"
+            last = Failed(JobError("RESOURCE_EXHAUSTED", "JOB_STEP_NO_MEMORY", message))
         stream.write(encode_report(last) + "\n")
 
 

@@ -39,6 +39,8 @@ STEP_MODULE = """
                 raise NotFound("no such thing", name="things/1")
             case "broken":
                 raise ZeroDivisionError("by hand")
+            case "out of memory":
+                bytearray(2**62)
             case "unavailable once":
                 if not (request.folder / "again").exists():
                     (request.folder / "again").touch()
@@ -169,6 +171,7 @@ async def test_a_request_id_makes_one_job(tmp_path: Path) -> None:
     [
         ("fail", "NOT_FOUND", "NOT_FOUND"),
         ("broken", "INTERNAL", "JOB_STEP_BROKE"),
+        ("out of memory", "RESOURCE_EXHAUSTED", "JOB_STEP_NO_MEMORY"),
         ("greedy", "RESOURCE_EXHAUSTED", "JOB_STEP_OVER_MEMORY"),
         ("hang", "DEADLINE_EXCEEDED", "JOB_STEP_OVER_TIME"),
     ],
