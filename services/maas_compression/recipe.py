@@ -241,6 +241,8 @@ def _problem(technique: Technique, before: Recipe, *, has_trainable_form: bool) 
         return f"changes weights, which {technique_name(last_graph)} has left none of: put it before"
     if technique in before or (isinstance(technique, Int8) and any(isinstance(one, Int8) for one in before)):
         return "is there already, and doing it twice changes nothing: leave one out"
+    if isinstance(technique, Distill) and technique.hint_weight and technique.student == "lstm-text-classifier":
+        return "has no layers that could be like the teacher's: leave hint_weight out"
     if not has_trainable_form and _needs_trainable_form(technique):
         return "needs a trainable form, which this version lacks: take the version that it was made from"
     return ""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from maas_compression.materials import Materials, TrainingDataMissing
-from maas_compression.recipe import Distill, RecipeInvalid
+from maas_compression.recipe import Distill, RecipeInvalid, check_recipe
 from maas_compression.techniques.distill import apply_distill
 from maas_compression.techniques.distilling.augmentation import augmented
 from maas_compression.techniques.distilling.losses import (
@@ -321,14 +321,16 @@ def test_a_student_learns_to_answer_as_its_teacher_also_without_labels(tmp_path:
     assert with_predictors(source, result, agreement) > 0.85
 
 
-def test_an_encoders_student_gives_vectors_like_its_teachers(tmp_path: Path) -> None:
+def test_an_encoders_student_gives_vectors_like_its_teachers_from_texts_without_labels(tmp_path: Path) -> None:
     source = made(tmp_path / "teacher", "bert-sentence-encoder", **SIZES)
-    before = apply_distill(
-        source, Distill(layers=2, epochs=1, learning_rate=1e-9), tmp_path / "a", materials(tmp_path, "one")
-    )
-    after = apply_distill(
-        source, Distill(layers=2, epochs=6, learning_rate=3e-3), tmp_path / "b", materials(tmp_path, "two")
-    )
+
+    def student(name: str, technique: Distill) -> Package:
+        given = replace(materials(tmp_path, name), train=None, validation=None)
+        texts = split(tmp_path, "texts", TEXTS, [0] * len(TEXTS))
+        return apply_distill(source, technique, tmp_path / f"{name}-result", replace(given, unlabelled=texts))
+
+    before = student("before", Distill(layers=2, epochs=1, learning_rate=1e-9))
+    after = student("after", Distill(layers=2, epochs=4, learning_rate=3e-3))
 
     def cosine(teacher: Predictor, student: Predictor) -> float:
         first, second = (one.predict_texts(TEXTS).outputs["sentence_embedding"] for one in (teacher, student))
@@ -345,3 +347,5 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="leave hint_weight out"):
         technique = Distill(student="lstm-text-classifier", hint_weight=1.0)
         apply_distill(source, technique, tmp_path / "b", materials(tmp_path))
+    with pytest.raises(RecipeInvalid, match="leave hint_weight out"):
+        check_recipe((technique,), has_trainable_form=True)

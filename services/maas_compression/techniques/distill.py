@@ -7,7 +7,7 @@ from torch import nn
 
 from maas_compression.materials import Materials
 from maas_compression.recipe import Distill, RecipeInvalid
-from maas_compression.techniques.distilling.lessons import LEARNED, SEED, AnswersLoss, Lesson, take_lesson
+from maas_compression.techniques.distilling.lessons import LEARNED, SEED, AnswersLoss, Lesson, require_data, take_lesson
 from maas_compression.techniques.distilling.losses import HintedStudent, HintLoss
 from maas_compression.techniques.distilling.students import Student, is_bert, make_student
 from maas_package.architectures.lstm_text_classifier import PADDING_ID
@@ -25,7 +25,7 @@ def apply_distill(source: Package, technique: Distill, folder: Path, materials: 
     from texts without labels where there are some; the best epoch on `validation` stays. A run that was killed goes
     on where it was. Raises TrainableFormMissing, TrainingDataMissing, RecipeInvalid, LabelsInvalid or LossNotFinite.
     """
-    materials.require_train()
+    require_data(source, materials)
     manifest = source.manifest
     if manifest.architecture is None or manifest.text is None:
         raise TrainableFormMissing("this version has no trainable form; take the version that it was made from")

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from maas_compression.materials import Materials
 from maas_compression.recipe import Qat
-from maas_compression.techniques.distilling.lessons import LEARNED, SEED, Lesson, take_lesson
+from maas_compression.techniques.distilling.lessons import LEARNED, SEED, Lesson, require_data, take_lesson
 from maas_compression.techniques.repackage import repackage
 from maas_package.package import Package
 from maas_package.text import TextTokenizer
@@ -29,7 +29,7 @@ def apply_qat(source: Package, technique: Qat, folder: Path, materials: Material
     the source's own answers and the labels. Raises TrainableFormMissing, TrainingDataMissing, LabelsInvalid or
     LossNotFinite.
     """
-    materials.require_train()
+    require_data(source, materials)
     manifest = source.manifest
     if manifest.text is None:
         raise TrainableFormMissing("this version takes no texts, so no dataset can be learned from")

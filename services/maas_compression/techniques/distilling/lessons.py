@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from maas_engine.engine import choose_servable
 from maas_engine.predictor import Predictor, open_predictor
 from maas_jobs.labelled_rows import LabelledSplit, TextSplit, check_labels
 from maas_learning.checkpoint import Checkpoints
-from maas_learning.encoded_rows import UNLABELLED, EncodedRows, encode_rows
+from maas_learning.encoded_rows import UNLABELLED, encode_rows
 from maas_learning.loop import EpochMoment, LearningSettings, Watcher, learn
 from maas_learning.objectives import Accuracy, Score
 from maas_package.manifest import TEXT_CLASSIFICATION
@@ -31,6 +31,7 @@ LEARNED = 0.97
 SEED = 0
 
 _ASKED = 0.3  # share that is done when the teacher has answered all
+_MOST_OWN_VALIDATION = 1000
 _WARM_UP, _WEIGHT_DECAY = 0.1, 0.01
 
 AnswersLoss: TypeAlias = SoftAndHardLoss | VectorLoss
@@ -56,30 +57,35 @@ def take_lesson(
     materials: Materials,
     objective: Callable[[AnswersLoss], AnswersLoss | HintLoss] = lambda loss: loss,
 ) -> None:
-    """Leave the pupil with the weights of its best epoch on `validation`.
+    """Leave the pupil with the weights of its best epoch on `validation`, or without one on some of what it learned.
 
     A classifier learns from logits and labels, an encoder from vectors. `objective` makes of the loss of the answers
     the one that is learned. A run that was killed goes on where it was. Raises TrainingDataMissing, LabelsInvalid or
     LossNotFinite.
     """
-    train = materials.require_train()
-    validation = materials.validation or train
+    require_data(teacher, materials)
     is_classifier = teacher.manifest.task == TEXT_CLASSIFICATION
-    for split in (train, validation) if is_classifier else ():
-        check_labels(split, len(teacher.manifest.labels))
+    for split in (materials.train, materials.validation):
+        if split is not None and is_classifier:
+            check_labels(split, len(teacher.manifest.labels))
     torch.set_num_threads(materials.threads)
 
     def rows() -> Iterator[tuple[str, int]]:
-        return _rows(tokenizer, train, lesson.augmented_copies, materials.unlabelled)
+        return _rows(tokenizer, materials.train, lesson.augmented_copies, materials.unlabelled)
+
+    def validation() -> Iterator[tuple[str, int]]:
+        return materials.validation.rows() if materials.validation else islice(rows(), _MOST_OWN_VALIDATION)
 
     with (
         encode_rows(materials.scratch / "train.ids", tokenizer, rows()) as train_rows,
-        encode_rows(materials.scratch / "validation.ids", tokenizer, validation.rows()) as validation_rows,
+        encode_rows(materials.scratch / "validation.ids", tokenizer, validation()) as validation_rows,
     ):
         asked = _Asked(teacher, materials, len(train_rows) + (0 if is_classifier else len(validation_rows)))
         try:
             answers = asked.answers((text for text, _ in rows()), "train")
-            score = _score(is_classifier, validation, validation_rows, asked)
+            score: Score = Accuracy(validation_rows)
+            if not is_classifier:
+                score = MeanCosine(validation_rows, asked.answers((text for text, _ in validation()), "validation"))
         finally:
             asked.close()
         loss = (
@@ -96,6 +102,12 @@ def take_lesson(
         )
         checkpoints = Checkpoints(materials.scratch / "checkpoints")
         learn(pupil, train_rows, objective(loss), score, settings, checkpoints, _narrator(materials))
+
+
+def require_data(teacher: Package, materials: Materials) -> None:
+    """Raise TrainingDataMissing when there is nothing to learn from: labelled rows, for an encoder any texts."""
+    if teacher.manifest.task == TEXT_CLASSIFICATION or materials.texts is None:
+        materials.require_train()
 
 
 class _Asked:
@@ -120,18 +132,14 @@ class _Asked:
         self._materials.progress(_ASKED * (self._before + done) / self._texts, "ask the teacher")
 
 
-def _score(is_classifier: bool, validation: LabelledSplit, rows: EncodedRows, asked: _Asked) -> Score:
-    if is_classifier:
-        return Accuracy(rows)
-    return MeanCosine(rows, asked.answers(validation.texts(), "validation"))
-
-
 def _rows(
-    tokenizer: TextTokenizer, train: LabelledSplit, copies: int, unlabelled: TextSplit | None
+    tokenizer: TextTokenizer, train: LabelledSplit | None, copies: int, unlabelled: TextSplit | None
 ) -> Iterator[tuple[str, int]]:
-    """Yield what is learned from, always the same: the rows, changed copies of them, texts without labels."""
-    yield from train.rows()
-    others = chain(augmented(train.texts(), copies, SEED), unlabelled.texts() if unlabelled else ())
+    """Yield what is learned from, always the same: the rows, texts without labels, changed copies of either."""
+    if train is not None:
+        yield from train.rows()
+    own = train or unlabelled
+    others = chain(unlabelled.texts() if unlabelled else (), augmented(own.texts() if own else (), copies, SEED))
     yield from ((text, UNLABELLED) for text in others if _has_words(tokenizer, text))
 
 
