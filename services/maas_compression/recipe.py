@@ -48,7 +48,16 @@ class Prune:
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """Let the engine multiply 8-bit integers: x = scale * (integer - zero point)."""
+    """Let the engine multiply 8-bit integers: x = scale * (integer - zero point).
+
+    `dynamic`: an activation's scale is found while running, from its own least and largest value. `static`: it is
+    fixed beforehand on `calibration_rows` rows of training data (made-up ones for a model of tensors); `minmax` takes
+    all that were seen, `percentile` leaves (100 - percentile) / 2 % out at either end, `entropy` cuts where the
+    Kullback-Leibler divergence is least (Migacz, 2017). A weight has 7 of 8 bits and a scale for each output, or for
+    the matrix without `per_channel`. `balance` is alpha of SmoothQuant (Xiao et al., 2023, arXiv:2211.10438), 0 to 1;
+    0 is off. `keep`: layers that stay floats, by name or pattern; `keep_most_sensitive`: as many more, those that lose
+    most. Convolutions are faster with `static`; LSTMs and embeddings are always dynamic.
+    """
 
     mode: str = "dynamic"
     calibration: str = "minmax"
@@ -73,7 +82,11 @@ class Int4:
 
 @dataclass(frozen=True, slots=True)
 class Bf16:
-    """Store weights with 16 bits."""
+    """Store weights with 16 bits: as float16 (11 bits of precision), as bfloat16 (8) where one is beyond 65,504.
+
+    Half the bytes; onnxruntime makes float32 of them when it loads the file and runs as fast as before. Where the
+    processor multiplies bfloat16 itself (AVX-512 BF16, AMX), openvino serves the same file in that precision too.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +154,11 @@ class Qat:
 
 @dataclass(frozen=True, slots=True)
 class Compile:
-    """Serve with this engine and precision; empty: the fastest that is close enough, measured on this host."""
+    """Serve with this engine and precision; empty: the fastest that is close enough, measured on this host.
+
+    The file stays as it is, without what the other engines would need. It runs on other hosts too, where another
+    engine may be the fastest.
+    """
 
     engine: str = ""
     precision: str = ""

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from maas_compression.materials import Materials
 from maas_compression.recipe import (
+    Bf16,
     Clip,
     Codebook,
+    Compile,
     Distill,
     FixedPoint,
     Int4,
@@ -18,8 +20,10 @@ from maas_compression.recipe import (
     Vocabulary,
     technique_name,
 )
+from maas_compression.techniques.bf16 import apply_bf16
 from maas_compression.techniques.clip import apply_clip
 from maas_compression.techniques.codebook import apply_codebook
+from maas_compression.techniques.compile import apply_compile
 from maas_compression.techniques.distill import apply_distill
 from maas_compression.techniques.fixed_point import apply_fixed_point
 from maas_compression.techniques.int4 import apply_int4
@@ -40,6 +44,10 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_fixed_point(source, technique, folder)
         case Int8():
             return apply_int8(source, technique, folder, materials)
+        case Bf16():
+            return apply_bf16(source, technique, folder, materials)
+        case Compile():
+            return apply_compile(source, technique, folder, materials)
         case Int4():
             return apply_int4(source, technique, folder)
         case Codebook():

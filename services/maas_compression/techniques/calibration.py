@@ -25,7 +25,7 @@ Range = tuple[float, float]
 
 
 def calibration_batches(source: Package, rows: int, materials: Materials) -> Batches:
-    """Return what the graph gets for so many rows: texts of the split train, or made-up tensors for a model of those.
+    """Return what the graph gets for so many rows: texts to learn from, or made-up tensors for a model of those.
 
     The texts are spread evenly over the split. Raises TrainingDataMissing.
     """
@@ -35,8 +35,8 @@ def calibration_batches(source: Package, rows: int, materials: Materials) -> Bat
             examples = Examples(predictor)
             prepared = [examples.batch(_BATCH_ROWS, seed) for seed in range(max(1, rows // _BATCH_ROWS))]
         else:
-            train = materials.require_train()
-            texts = list(islice(train.texts(), 0, None, max(1, len(train) // rows)))[:rows]
+            split = materials.texts or materials.require_train()
+            texts = list(islice(split.texts(), 0, None, max(1, len(split) // rows)))[:rows]
             prepared = [
                 predictor.preparer.prepare_texts(texts[first : first + _BATCH_ROWS])
                 for first in range(0, len(texts), _BATCH_ROWS)

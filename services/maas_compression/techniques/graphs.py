@@ -138,7 +138,7 @@ def example_batches(package: Package) -> Sequence[Mapping[str, Array]]:
     """Return prepared inputs to compare two forms of the package on; with padding where it has an architecture."""
     if package.manifest.architecture is not None:
         return architecture_examples(package.manifest.architecture)
-    predictor = open_predictor(package, _servable(package))
+    predictor = open_predictor(package, comparable_servable(package))
     try:
         examples = Examples(predictor)
         return [examples.batch(rows, seed) for seed, rows in enumerate(_EXAMPLE_ROWS)]
@@ -208,7 +208,7 @@ def _served(package: Package) -> onnx.ModelProto:
     return inline_local_functions(model) if model.functions else model
 
 
-def _servable(package: Package) -> Servable:
+def comparable_servable(package: Package) -> Servable:
     """Return the servable to compare with: onnxruntime's where there is one, since others may round."""
     try:
         return choose_servable(package, "onnxruntime")
@@ -218,7 +218,7 @@ def _servable(package: Package) -> Servable:
 
 def _difference(source: Package, made: Package) -> float:
     batches = example_batches(source)
-    return largest_difference(_answers(source, _servable(source), batches), _answers(made, None, batches))
+    return largest_difference(_answers(source, comparable_servable(source), batches), _answers(made, None, batches))
 
 
 def _answers(
