@@ -23,6 +23,7 @@ from compression_entrants import (
     as_it_is,
     by_maas,
     by_tool,
+    from_file,
     neural_compressor,
     nncf_accuracy_aware,
     nncf_int4,
@@ -39,13 +40,15 @@ from maas.compression.v1.compression_job_pb2 import CompressionJob, SearchSettin
 from maas.compression.v1.compression_job_pb2 import Limits as LimitsMessage
 from maas.names import DatasetVersionName, VersionName
 from maas.registry.v1 import registry_service_pb2, version_pb2
+from maas_compression.limits import Limits
 from maas_compression.recipe import parse_recipe
-from maas_compression.spec import CompressionSpec, Limits, RecipeWork, SearchWork
+from maas_compression.spec import CompressionSpec, RecipeWork, SearchWork
 from maas_engine.host import has_bf16
 from maas_engine.measure import Speed, compare_speed
 from maas_engine.quality import evaluate
 
-TORCH, FP32, LSTM_ALONE = "torch eager", "onnxruntime fp32", "LSTM trained alone"
+TORCH, EXPORTED, FP32 = "torch eager", "onnxruntime fp32, torch's export", "onnxruntime fp32"
+LSTM_ALONE = "LSTM trained alone"
 MAX_LOSS = 0.01
 AUTO_SECONDS, TRAINING_SECONDS = 15 * 60, 60 * 60
 DISTILLED = ["distill(student=lstm-text-classifier)"]
@@ -126,6 +129,8 @@ def bench_model(model: str, rows: dict[str, Row], made: CompressionModels) -> tu
     """Make the rows' entrants and measure all of them together; return Markdown and the numbers."""
     source = getattr(made, model)
     base = [as_it_is(TORCH, source, "torch"), as_it_is(FP32, source, "onnxruntime")]
+    if model == "minilm":
+        base.append(from_file(EXPORTED, source, made.exported, "onnxruntime"))
     first = measure(base, made)
     found: dict[str, list[Entrant | Failed]] = {name: row.make(made, first) for name, row in rows.items()}
     entrants = [*base, *(one for one in itertools.chain(*found.values()) if isinstance(one, Entrant))]
@@ -282,32 +287,33 @@ def plot(numbers: dict[str, object], path: Path, model: str) -> None:
 
 def _tools(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
     del measured
-    source = made.minilm
+    source, file = made.minilm, made.exported
     no_bf16 = Failed("openvino bf16", "this processor does not compute in bf16")
     return [
-        by_tool("onnxruntime dynamic int8", source, made, onnxruntime_dynamic(per_channel=False)),
-        by_tool("onnxruntime dynamic int8, per channel", source, made, onnxruntime_dynamic(per_channel=True)),
-        as_it_is("openvino fp32", source, "openvino"),
+        by_tool("onnxruntime dynamic int8", source, file, made, onnxruntime_dynamic(per_channel=False)),
+        by_tool("onnxruntime dynamic int8, per channel", source, file, made, onnxruntime_dynamic(per_channel=True)),
+        from_file("openvino fp32", source, file, "openvino"),
         *([] if has_bf16() else [no_bf16]),
-        by_tool("NNCF post-training int8", source, made, nncf_post_training),
-        by_tool("NNCF int4 weights", source, made, nncf_int4),
+        by_tool("NNCF post-training int8", source, file, made, nncf_post_training),
+        by_tool("NNCF int4 weights", source, file, made, nncf_int4),
     ]
 
 
 def _lstm_tools(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
     del measured
-    return [
-        by_tool("lstm onnxruntime dynamic int8", made.lstm, made, onnxruntime_dynamic(per_channel=False)),
-    ]
+    file = made.lstm.path(as_it_is(FP32, made.lstm, "onnxruntime").servable.path)
+    return [by_tool("lstm onnxruntime dynamic int8", made.lstm, file, made, onnxruntime_dynamic(per_channel=False))]
 
 
 def _peers(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
     del measured
-    source = made.minilm
+    source, file = made.minilm, made.exported
     return [
-        by_tool("NNCF accuracy-aware", source, made, nncf_accuracy_aware(MAX_LOSS)),
-        by_tool("INC accuracy-aware, dynamic", source, made, neural_compressor("dynamic", MAX_LOSS, AUTO_SECONDS)),
-        by_tool("INC accuracy-aware, static", source, made, neural_compressor("static", MAX_LOSS, AUTO_SECONDS)),
+        by_tool("NNCF accuracy-aware", source, file, made, nncf_accuracy_aware(MAX_LOSS)),
+        by_tool(
+            "INC accuracy-aware, dynamic", source, file, made, neural_compressor("dynamic", MAX_LOSS, AUTO_SECONDS)
+        ),
+        by_tool("INC accuracy-aware, static", source, file, made, neural_compressor("static", MAX_LOSS, AUTO_SECONDS)),
     ]
 
 

@@ -35,6 +35,8 @@ from maas_package.package import Package, read_package
 from maas_package.text import TextTokenizer
 
 CALIBRATION_ROWS = 300
+STEP_BYTES = 12 * 2**30
+"""What a step of a training or a compression may take."""
 _ENTRANT = "entrant.json"
 
 
@@ -101,17 +103,22 @@ def as_it_is(name: str, package: Package, engine: str) -> Entrant:
     return Entrant(name, package, package, servable, package.servable_bytes(servable))
 
 
-def by_tool(name: str, source: Package, made: CompressionModels, make: Make) -> Entrant | Failed:
-    """Return what a tool makes of the source's ONNX file, or made of it before."""
+def from_file(name: str, source: Package, file: Path, engine: str) -> Entrant:
+    """Return an ONNX file of the source's network."""
+    package = Package(file.parent, source.manifest)
+    return Entrant(name, source, package, Servable(engine, "fp32", file.name), file.stat().st_size)
+
+
+def by_tool(name: str, source: Package, file: Path, made: CompressionModels, make: Make) -> Entrant | Failed:
+    """Return what a tool makes of an ONNX file of the source's network, or made of it before."""
     folder = made.folder / "made" / name.replace(" ", "-").replace(",", "")
     if not (folder / _ENTRANT).exists():
         say(f"making {name}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        onnx = next(one for one in source.manifest.servables if one.engine == "onnxruntime")
         begun = time.monotonic()
         try:
-            servable, note = make(source.path(onnx.path), folder, made)
+            servable, note = make(file, folder, made)
         # A tool's failure is a row of the table, whatever it raises.
         except Exception as error:
             return Failed(name, f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}")
@@ -138,8 +145,8 @@ def by_maas(name: str, source: Package, made: CompressionModels, spec: Compressi
         written = {"seconds": time.monotonic() - begun, "note": "; ".join(result.get("recipe", [])), "result": result}
         (folder / _ENTRANT).write_text(json.dumps(written))
     read = json.loads((folder / _ENTRANT).read_text())
-    if not (folder / RESULT_FOLDER / "manifest.json").is_file():
-        return Failed(name, f"no version: {json.dumps(read['result'])[:300]}")
+    if "report" not in read["result"]:
+        return Failed(name, f"no version: {read['result']['search']['answer']['verdict']}")
     package = read_package(folder / RESULT_FOLDER)
     servable = choose_servable(package)
     size_bytes = package.servable_bytes(servable)
@@ -153,7 +160,7 @@ def prepare_job(folder: Path, source: Package, made: CompressionModels, spec: Co
         path = split_path(folder, name)
         path.parent.mkdir(exist_ok=True)
         shutil.copy(made.folder / path.name, path)
-    write_request(StepRequest(folder, "compressionJobs/bench", spec.to_json(), {"dataset_version": ""}, ""))
+    write_request(StepRequest(folder, "compressionJobs/bench", spec.to_json(), {"dataset_version": ""}, "", STEP_BYTES))
 
 
 def run_job(folder: Path) -> JsonObject:
