@@ -51,7 +51,7 @@ TORCH, EXPORTED, FP32 = "torch eager", "onnxruntime fp32, torch's export", "onnx
 LSTM_ALONE = "LSTM trained alone"
 MAX_LOSS = 0.01
 AUTO_SECONDS, TRAINING_SECONDS = 15 * 60, 60 * 60
-DISTILLED = ["distill(student=lstm-text-classifier)"]
+DISTILLED = ['distill(student="lstm-text-classifier")']
 PRUNED = ["prune(structure=channels, share=0.5, recovery_epochs=2)"]
 STORED = ["vocabulary", "int4"]
 

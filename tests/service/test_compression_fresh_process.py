@@ -42,7 +42,7 @@ RECIPES = [
     (BERT, ["vocabulary(minimum_count=2)"]),
     (LSTM, ["vocabulary(minimum_count=2)"]),
     (BERT, ["distill(layers=1, epochs=1)"]),
-    (BERT, ["distill(student=lstm-text-classifier, epochs=1)"]),
+    (BERT, ['distill(student="lstm-text-classifier", epochs=1)']),
     (BERT, ["qat"]),
     (BERT, ["compile(engine=openvino)"]),
     (BERT, ["prune(structure=channels, share=0.5)", "vocabulary", "int4(group_size=16, parts=embeddings)", "int8"]),
