@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from maas_compression.recipe import FixedPoint
+from maas_compression.techniques.graph_weights import graph_weights
+from maas_compression.techniques.graphs import float_graph, write_graph_package
 from maas_compression.techniques.repackage import repackage
 from maas_package.manifest import FixedPointStorage
 from maas_package.package import Package, write_package
-from maas_package.trainable import load_module
+from maas_package.trainable import WeightsInvalid, load_module
 
 _INTEGER_TYPES = (np.int8, np.int16, np.int32)
 
@@ -20,28 +22,51 @@ _INTEGER_TYPES = (np.int8, np.int16, np.int32)
 def apply_fixed_point(source: Package, technique: FixedPoint, folder: Path) -> Package:
     """Write the package with w' = round(w * 2^p) / 2^p to `folder`, which must be new or empty.
 
-    Every float tensor is stored in the smallest of int8, int16 and int32 that holds round(w * 2^p). Raises
-    TrainableFormMissing, or WeightsInvalid when a tensor does not fit 32 bits.
+    Every float tensor is stored in the smallest of int8, int16 and int32 that holds round(w * 2^p). Of a version
+    without a trainable form these are matrices and tables; vectors stay as they are. Raises WeightsInvalid when a
+    tensor does not fit 32 bits, GraphMissing or GraphUnusable.
     """
-    module = load_module(source)
     scale = 2.0**-technique.fractional_bits
+    if source.manifest.architecture is None or source.manifest.weights is None:
+        model = float_graph(source)
+        round_weights(model, scale)
+        store_integers(model, scale)
+        return write_graph_package(source, model, folder, precision=f"fixed{technique.fractional_bits}")
+    module = load_module(source)
     scales = {name: scale for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     package = repackage(source, module, folder, FixedPointStorage(scales))
     servable = package.manifest.servables[0]
-    store_integers(package.path(servable.path), scale)
+    path = package.path(servable.path)
+    served = onnx.load(str(path))
+    store_integers(served, scale)
+    onnx.checker.check_model(served)
+    onnx.save(served, str(path))
     fixed = replace(servable, precision=f"fixed{technique.fractional_bits}")
     return write_package(folder, replace(package.manifest, servables=(fixed,), files=()))
 
 
-def store_integers(path: Path, scale: float) -> None:
-    """Rewrite an ONNX file so that each float32 initializer is stored as integers and multiplied by `scale`.
+def round_weights(model: onnx.ModelProto, scale: float) -> None:
+    """Round matrices and tables to multiples of `scale`, in place. Raises WeightsInvalid, or GraphUnusable."""
+    weights = {weight.name: weight.value for weight in graph_weights(model, least=1)}
+    for tensor in model.graph.initializer:
+        if tensor.name not in weights:
+            continue
+        integers = np.rint(weights[tensor.name].astype(np.float64) / scale)
+        if _smallest(integers) is None:
+            raise WeightsInvalid(
+                f"{tensor.name} does not fit 32-bit integers at the scale {scale:g}; take fewer fraction bits"
+            )
+        tensor.CopyFrom(numpy_helper.from_array((integers * scale).astype(np.float32), tensor.name))
+
+
+def store_integers(model: onnx.ModelProto, scale: float) -> None:
+    """Let each float32 initializer be stored as integers and multiplied by `scale`, in place.
 
     Those that are no multiples of `scale` within 32 bits are constants of the network, not weights, and stay as they
     are. So the answers stay the same to the bit. onnxruntime folds Cast and
     Mul when it loads the file: it runs as fast as before. (DequantizeLinear takes 16-bit integers only from operator
     set 21 on.)
     """
-    model = onnx.load(str(path))
     graph = model.graph
     nodes, initializers = [], []
     for tensor in graph.initializer:
@@ -62,8 +87,6 @@ def store_integers(path: Path, scale: float) -> None:
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(initializers)
     graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
 
 
 def _smallest(values: NDArray[np.float64]) -> NDArray[np.signedinteger] | None:

@@ -22,7 +22,7 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True, slots=True)
 class GraphWeight:
-    """One float32 constant of at least two dimensions and LEAST_WEIGHTS numbers.
+    """One float32 constant of at least two dimensions.
 
     `fan_in_axes` are those that are summed over; a table that is looked up has none. `names`: what a recipe may call
     it: the constant's own name, those of the nodes that read it, and that of the bias which is added behind it.
@@ -35,8 +35,11 @@ class GraphWeight:
     value: NDArray[np.float32]
 
 
-def graph_weights(model: onnx.ModelProto, part: str = ALL, keep: Collection[str] = ()) -> tuple[GraphWeight, ...]:
-    """Return the weights of that part in the order of the file, without those that `keep` names.
+def graph_weights(
+    model: onnx.ModelProto, part: str = ALL, keep: Collection[str] = (), least: int = LEAST_WEIGHTS
+) -> tuple[GraphWeight, ...]:
+    """Return the weights of that part with at least `least` numbers, in the order of the file, without those that
+    `keep` names.
 
     Raises GraphUnusable when there are none.
     """
@@ -47,7 +50,7 @@ def graph_weights(model: onnx.ModelProto, part: str = ALL, keep: Collection[str]
             continue
         its_part, fan_in_axes = roles[tensor.name]
         names = _names(model.graph, tensor.name)
-        is_large = len(tensor.dims) >= 2 and int(np.prod(tensor.dims)) >= LEAST_WEIGHTS
+        is_large = len(tensor.dims) >= 2 and int(np.prod(tensor.dims)) >= least
         if is_large and part in (ALL, its_part) and not is_kept(names, keep):
             found.append(GraphWeight(tensor.name, its_part, fan_in_axes, names, numpy_helper.to_array(tensor)))
     if not found:
