@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from maas_compression.materials import Materials
 from maas_compression.recipe import Clip, Distill, FixedPoint, Int8, Prune, RecipeInvalid, Technique, check_recipe
 from maas_compression.techniques import apply_technique as apply_with_materials
+from maas_compression.techniques.graphs import GraphUnusable
 from maas_engine.engine import open_engine
 from maas_engine.predictor import Predictor
 from maas_package.architectures import load_architecture
