@@ -170,16 +170,21 @@ def _lstm(technique: Distill, config: Mapping[str, object], teacher: nn.Module, 
     with vocabulary and int8 0.829 (1.8 MB).
     """
     architecture = load_architecture("lstm-text-classifier")
-    sizes: JsonObject = {"vocabulary_size": tokenizer.vocabulary_size, "classes": config["classes"]}
+    vectors = word_vectors(teacher, tokenizer)
+    size = min(architecture.default_config["embedding_size"], vectors.shape[1])
+    sizes: JsonObject = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "classes": config["classes"],
+        "embedding_size": size,
+    }
     if technique.hidden_size:
         sizes["hidden_size"] = technique.hidden_size
     student_config = architecture.parse_config({**sizes, "dropout": 0.3})
     module = architecture.build(student_config)
     embedding = module.get_submodule("embedding")
     assert isinstance(embedding, nn.Embedding)
-    vectors = word_vectors(teacher, tokenizer)
     with torch.no_grad():
-        embedding.weight.copy_(torch.from_numpy(principal_parts(vectors, embedding.embedding_dim)))
+        embedding.weight.copy_(torch.from_numpy(principal_parts(vectors, size)))
         embedding.weight[PADDING_ID].zero_()
     return Student(architecture, student_config, module)
 
@@ -212,6 +217,5 @@ def principal_parts(vectors: NDArray[np.float32], size: int) -> NDArray[np.float
     centred = vectors - vectors.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
     kept = directions[:, ::-1][:, :size]
-    parts = np.zeros((len(vectors), size), np.float32)
-    parts[:, : kept.shape[1]] = centred @ kept
+    parts: NDArray[np.float32] = (centred @ kept).astype(np.float32)
     return parts / max(float(parts.std()), 1e-12)
