@@ -16,6 +16,7 @@ from compression_graphs import (
 )
 from onnx import helper
 
+from maas_compression.materials import Materials
 from maas_compression.recipe import Codebook
 from maas_compression.techniques.codebook import apply_codebook, codebook_graph, fit_codebook, lloyd, nearest_level
 from maas_compression.techniques.packed import PackedWeight, pack_bits, store_packed
@@ -107,8 +108,22 @@ def test_the_engine_multiplies_by_the_decoded_matrix(tmp_path: Path, bits: int) 
 
 def test_a_package_runs_the_operators_that_it_ran_before(tmp_path: Path) -> None:
     source = small_package(tmp_path / "source", "lstm-text-classifier", SMALL_LSTM)
-    made = apply_codebook(source, Codebook(bits=4), tmp_path / "out")
+    made = apply_codebook(source, Codebook(bits=4), tmp_path / "out", Materials(tmp_path))
     assert read_package(tmp_path / "out") == made
     assert made.manifest.servables[0].precision == "codebook4"
     before, after = (operators_when_loaded(served(package), tmp_path) for package in (source, made))
     assert after == before
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+def test_outputs_on_the_data_change_less_with_feedback(operator: str) -> None:
+    inputs = numbers(800, 96, seed=5) * 0.1 + numbers(800, 6, seed=6) @ numbers(6, 96, seed=7)
+    weight, seen, new = numbers(96, 40), inputs[:400], inputs[400:]
+    constant = weight if operator == "MatMul" else np.ascontiguousarray(weight.T)
+    attributes = {} if operator == "MatMul" else {"transB": 1}
+    model = graph_of([helper.make_node(operator, ["x", "w"], ["y"], **attributes)], {"w": constant})
+    moments = {"w": seen.T.astype(np.float64) @ seen}
+    plain, fed_back = (codebook_graph(model, Codebook(3), given) for given in ({}, moments))
+    assert plain.ByteSize() == fed_back.ByteSize()
+    errors = [np.square(answer(made, new) - new @ weight).mean() for made in (plain, fed_back)]
+    assert errors[1] < 0.5 * errors[0]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow
+import pyarrow.parquet
 import pytest
 from compression_graphs import (
     FLOATS,
@@ -21,10 +23,12 @@ from onnx import helper, numpy_helper
 from maas_compression.materials import Materials
 from maas_compression.recipe import Codebook, Int4, Int8
 from maas_compression.techniques.codebook import apply_codebook
+from maas_compression.techniques.feedback import input_moments
 from maas_compression.techniques.graph_weights import graph_weights
 from maas_compression.techniques.graphs import GraphUnusable, float_graph
 from maas_compression.techniques.int4 import apply_int4, fitting_group, int4_graph, quantize_groups
 from maas_compression.techniques.int8 import apply_int8
+from maas_jobs.labelled_rows import open_labelled_split
 from maas_package.package import Package, read_package
 
 
@@ -134,7 +138,7 @@ def test_layers_that_are_kept_stay_float(bert: onnx.ModelProto) -> None:
 
 
 def test_an_lstm_s_weights_are_decoded_while_the_file_is_loaded(lstm: Package, tmp_path: Path) -> None:
-    made = apply_int4(lstm, Int4(group_size=16), tmp_path / "out")
+    made = apply_int4(lstm, Int4(group_size=16), tmp_path / "out", Materials(tmp_path))
     assert read_package(tmp_path / "out") == made
     before, after = (operators_when_loaded(served(package), tmp_path) for package in (lstm, made))
     assert after == ["GatherBlockQuantized" if operator == "Gather" else operator for operator in before]
@@ -143,20 +147,53 @@ def test_an_lstm_s_weights_are_decoded_while_the_file_is_loaded(lstm: Package, t
 
 
 def test_what_is_packed_is_not_packed_again(lstm: Package, tmp_path: Path) -> None:
-    made = apply_int4(lstm, Int4(), tmp_path / "first")
+    made = apply_int4(lstm, Int4(), tmp_path / "first", Materials(tmp_path))
     with pytest.raises(GraphUnusable, match="no float weights left"):
-        apply_codebook(made, Codebook(), tmp_path / "second")
+        apply_codebook(made, Codebook(), tmp_path / "second", Materials(tmp_path))
     assert {node.op_type for node in float_graph(made).graph.node} >= {"BitShift", "GatherBlockQuantized"}
 
 
 def test_codebooks_of_the_matrices_can_follow_4_bits_of_the_embeddings(lstm: Package, tmp_path: Path) -> None:
-    first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first")
-    made = apply_codebook(first, Codebook(parts="matrices"), tmp_path / "second")
+    first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first", Materials(tmp_path))
+    made = apply_codebook(first, Codebook(parts="matrices"), tmp_path / "second", Materials(tmp_path))
     assert made.servable_bytes(made.manifest.servables[0]) < first.servable_bytes(first.manifest.servables[0])
 
 
 def test_int8_of_the_matrices_can_follow_4_bits_of_the_embeddings(lstm: Package, tmp_path: Path) -> None:
-    first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first")
+    first = apply_int4(lstm, Int4(parts="embeddings"), tmp_path / "first", Materials(tmp_path))
     made = apply_int8(first, Int8(), tmp_path / "second", Materials(tmp_path))
     operators = {node.op_type for node in onnx.load(str(made.path(made.manifest.servables[0].path))).graph.node}
     assert {"GatherBlockQuantized", "DynamicQuantizeLSTM", "MatMulInteger"} <= operators
+
+
+def correlated(rows: int, inputs: int) -> FLOATS:
+    """Inputs as a layer gets them: a few directions hold most of what there is."""
+    return numbers(rows, inputs, seed=5) * 0.1 + numbers(rows, 6, seed=6) @ numbers(6, inputs, seed=7)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+def test_outputs_on_the_data_change_less_with_feedback(operator: str, symmetric: bool) -> None:
+    weight, seen, new = numbers(96, 40), correlated(400, 96), correlated(800, 96)[400:]
+    model = graph_of([helper.make_node(operator, ["x", "w"], ["y"])], {"w": weight})
+    technique = Int4(group_size=32, symmetric=symmetric)
+    moments = {"w": seen.T.astype(np.float64) @ seen}
+    plain, fed_back = (int4_graph(model, technique, given) for given in ({}, moments))
+    assert plain.ByteSize() == fed_back.ByteSize()
+    errors = [np.square(answer(made, new) - new @ weight).mean() for made in (plain, fed_back)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_moments_are_those_of_the_training_texts(lstm: Package, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["w1 w2", "w3"], "label": [0, 1]}), path)
+    model = served(lstm)
+    for tensor in model.graph.initializer:
+        if tensor.name == "output_weight":  # large enough to be changed
+            tensor.CopyFrom(numpy_helper.from_array(numbers(64, 16), "output_weight"))
+        if tensor.name == "output_bias":
+            tensor.CopyFrom(numpy_helper.from_array(numbers(64), "output_bias"))
+    moments = input_moments(lstm, model, Materials(tmp_path, train=open_labelled_split(path)))
+    assert moments["output_weight"].shape == (16, 16)
+    assert np.linalg.matrix_rank(moments["output_weight"], tol=1e-5) == 2, "the sum of two texts' states"
+    assert not input_moments(lstm, model, Materials(tmp_path))

@@ -49,9 +49,9 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
         case Compile():
             return apply_compile(source, technique, folder, materials)
         case Int4():
-            return apply_int4(source, technique, folder)
+            return apply_int4(source, technique, folder, materials)
         case Codebook():
-            return apply_codebook(source, technique, folder)
+            return apply_codebook(source, technique, folder, materials)
         case Distill():
             return apply_distill(source, technique, folder, materials)
         case LowRank():

@@ -3,15 +3,18 @@
 Shapes: R rows, C columns, L = 2^bits levels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from maas_compression.materials import Materials
 from maas_compression.recipe import Codebook
-from maas_compression.techniques.graph_weights import graph_weights
+from maas_compression.techniques.feedback import Moments, input_moments, round_with_feedback
+from maas_compression.techniques.graph_weights import EMBEDDINGS, graph_weights
 from maas_compression.techniques.graphs import float_graph, write_graph_package
 from maas_compression.techniques.packed import PackedWeight, store_packed
 from maas_package.package import Package
@@ -23,16 +26,21 @@ _SCALE_STEPS = 3
 _LEAST_SCALE = 1e-4
 
 
-def apply_codebook(source: Package, technique: Codebook, folder: Path) -> Package:
+def apply_codebook(source: Package, technique: Codebook, folder: Path, materials: Materials) -> Package:
     """Write the package whose weights take `bits` each to `folder`, which must be new or empty.
 
-    The result has no trainable form. Raises GraphMissing or GraphUnusable.
+    Where there are training texts, the matrices are rounded so that their outputs on these change least. The result
+    has no trainable form. Raises GraphMissing or GraphUnusable.
     """
-    graph = codebook_graph(float_graph(source), technique)
+    model = float_graph(source)
+    moments = input_moments(source, model, materials) if technique.parts != EMBEDDINGS else {}
+    graph = codebook_graph(model, technique, moments)
     return write_graph_package(source, graph, folder, precision=f"codebook{technique.bits}")
 
 
-def codebook_graph(model: onnx.ModelProto, technique: Codebook) -> onnx.ModelProto:
+def codebook_graph(
+    model: onnx.ModelProto, technique: Codebook, moments: Moments = MappingProxyType({})
+) -> onnx.ModelProto:
     """Return the graph with its float weights as indices into levels; what is quantized already stays as it is.
 
     Raises GraphUnusable when it has no such weights.
@@ -43,6 +51,8 @@ def codebook_graph(model: onnx.ModelProto, technique: Codebook) -> onnx.ModelPro
     for weight in graph_weights(result, technique.parts, technique.keep):
         matrix = _as_matrix(weight.value)
         book = fit_codebook(matrix, technique.bits)
+        if weight.name in moments:
+            book = with_feedback(matrix, book, moments[weight.name], weight.fan_in_axes[0])
         packed.append(
             PackedWeight(
                 name=weight.name,
@@ -94,6 +104,24 @@ def fit_codebook(matrix: NDArray[np.float32], bits: int) -> FittedCodebook:
         indices = nearest_level(scaled, levels)
         rows = _fitted_rows(matrix, levels[indices] * columns.astype(np.float32), rows)
     return FittedCodebook(indices, levels * np.float32(size), rows, columns)
+
+
+def with_feedback(
+    matrix: NDArray[np.float32], book: FittedCodebook, moments: NDArray[np.float64], fan_in_axis: int
+) -> FittedCodebook:
+    """Return the codebook with other indices, for inputs of these moments, which lie along `fan_in_axis` of two."""
+    if fan_in_axis == 0:
+        turned = FittedCodebook(book.indices.T, book.levels, book.column_scales.T, book.row_scales.T)
+        made = with_feedback(matrix.T, turned, moments, 1)
+        return replace(book, indices=np.ascontiguousarray(made.indices.T))
+    rows, columns = book.row_scales.astype(np.float32)[:, 0], book.column_scales.astype(np.float32)[0]
+
+    def rounding(index: int, weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        units = rows * columns[index]
+        codes = nearest_level(np.divide(weights, units, out=np.zeros_like(weights), where=units != 0), book.levels)
+        return codes, book.levels[codes] * units
+
+    return replace(book, indices=round_with_feedback(matrix, moments, rounding))
 
 
 def lloyd(values: NDArray[np.float32], weights: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -1,8 +1,9 @@
 """int4: weights as 4-bit integers with a scale for each group of them; what is multiplied with them stays float."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from maas_compression.materials import Materials
 from maas_compression.recipe import Int4
+from maas_compression.techniques.feedback import Moments, input_moments, round_with_feedback
 from maas_compression.techniques.graph_weights import (
+    EMBEDDINGS,
     GraphWeight,
     drop_unread,
     graph_weights,
@@ -32,15 +36,18 @@ _ACCURACY_LEVEL = 4
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 
 
-def apply_int4(source: Package, technique: Int4, folder: Path) -> Package:
+def apply_int4(source: Package, technique: Int4, folder: Path, materials: Materials) -> Package:
     """Write the package whose weights take 4 bits each to `folder`, which must be new or empty.
 
-    The result has no trainable form. Raises GraphMissing or GraphUnusable.
+    Where there are training texts, the matrices are rounded so that their outputs on these change least. The result
+    has no trainable form. Raises GraphMissing or GraphUnusable.
     """
-    return write_graph_package(source, int4_graph(float_graph(source), technique), folder, precision="int4")
+    model = float_graph(source)
+    moments = input_moments(source, model, materials) if technique.parts != EMBEDDINGS else {}
+    return write_graph_package(source, int4_graph(model, technique, moments), folder, precision="int4")
 
 
-def int4_graph(model: onnx.ModelProto, technique: Int4) -> onnx.ModelProto:
+def int4_graph(model: onnx.ModelProto, technique: Int4, moments: Moments = MappingProxyType({})) -> onnx.ModelProto:
     """Return the graph with its float weights in 4 bits; what is quantized already stays as it is.
 
     Raises GraphUnusable when it has no such weights.
@@ -50,7 +57,7 @@ def int4_graph(model: onnx.ModelProto, technique: Int4) -> onnx.ModelProto:
     weights = {weight.name: weight for weight in graph_weights(result, technique.parts, technique.keep)}
     nodes: list[onnx.NodeProto] = []
     for node in result.graph.node:
-        nodes += _with_kernel(node, weights, result.graph, technique) or [node]
+        nodes += _with_kernel(node, weights, result.graph, technique, moments) or [node]
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
@@ -63,37 +70,46 @@ def int4_graph(model: onnx.ModelProto, technique: Int4) -> onnx.ModelProto:
 
 
 def _with_kernel(
-    node: onnx.NodeProto, weights: dict[str, GraphWeight], graph: onnx.GraphProto, technique: Int4
+    node: onnx.NodeProto, weights: dict[str, GraphWeight], graph: onnx.GraphProto, technique: Int4, moments: Moments
 ) -> list[onnx.NodeProto]:
     """Return what replaces the node, by onnxruntime's own 4-bit operators; nothing where there is none."""
     match node.op_type:
         case "MatMul" if node.input[1] in weights and weights[node.input[1]].value.ndim == 2:
-            return [_matmul(node, weights[node.input[1]].value.T, graph, technique)]
+            return [_matmul(node, weights[node.input[1]].value.T, graph, technique, moments)]
         case "Gemm" if node.input[1] in weights:
-            return _gemm(node, weights[node.input[1]], graph, technique)
+            return _gemm(node, weights[node.input[1]], graph, technique, moments)
         case "Gather" if node.input[0] in weights and weights[node.input[0]].value.ndim == 2:
             return _gather(node, weights[node.input[0]].value, graph, technique)
     return []
 
 
-def _gemm(node: onnx.NodeProto, weight: GraphWeight, graph: onnx.GraphProto, technique: Int4) -> list[onnx.NodeProto]:
+def _gemm(
+    node: onnx.NodeProto, weight: GraphWeight, graph: onnx.GraphProto, technique: Int4, moments: Moments
+) -> list[onnx.NodeProto]:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1 or attributes.get("beta", 1.0) != 1:
         return []
     matrix = weight.value if attributes.get("transB", 0) else weight.value.T
     if len(node.input) < 3:
-        return [_matmul(node, matrix, graph, technique)]
+        return [_matmul(node, matrix, graph, technique, moments)]
     product = f"{node.output[0]}_product"
-    multiplied = _matmul(node, matrix, graph, technique, output=product)
+    multiplied = _matmul(node, matrix, graph, technique, moments, output=product)
     return [multiplied, helper.make_node("Add", [product, node.input[2]], node.output, f"{product}_plus_bias")]
 
 
 def _matmul(
-    node: onnx.NodeProto, matrix: NDArray[np.float32], graph: onnx.GraphProto, technique: Int4, output: str = ""
+    node: onnx.NodeProto,
+    matrix: NDArray[np.float32],
+    graph: onnx.GraphProto,
+    technique: Int4,
+    moments: Moments,
+    output: str = "",
 ) -> onnx.NodeProto:
     """Return MatMulNBits for a matrix [N, K] whose K numbers a row are summed over."""
     group = fitting_group(matrix.shape[1], technique.group_size)
     quantized = quantize_groups(matrix, group, symmetric=technique.symmetric)
+    if node.input[1] in moments:
+        quantized = with_feedback(matrix, quantized, moments[node.input[1]])
     name = f"{node.input[1]}_{matrix.shape[0]}x{matrix.shape[1]}_int4"
     constants: list[tuple[NDArray[Any], str]] = [
         (pack_bits(quantized.integers, 4), "blocks"),
@@ -223,6 +239,20 @@ def quantize_groups(matrix: NDArray[np.float32], group: int, *, symmetric: bool)
             np.where(is_better, zeros, best.zeros),
         )
     return best
+
+
+def with_feedback(matrix: NDArray[np.float32], groups: Groups, moments: NDArray[np.float64]) -> Groups:
+    """Return the groups with other integers, and the scales that they have, for inputs of these moments [K, K]."""
+    group = groups.integers.shape[2]
+
+    def rounding(index: int, weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        scales, zeros = groups.scales[:, index // group], groups.zeros[:, index // group].astype(np.float32)
+        integers = (np.rint(weights / _nonzero(scales)) + zeros).clip(0, _LARGEST)
+        return integers.astype(np.uint8), (integers - zeros) * scales
+
+    integers = groups.integers.reshape(len(matrix), -1).copy()
+    integers[:, : matrix.shape[1]] = round_with_feedback(matrix, moments, rounding)
+    return replace(groups, integers=integers.reshape(groups.integers.shape))
 
 
 def fitting_group(columns: int, group_size: int, *, is_padded: bool = True) -> int:
