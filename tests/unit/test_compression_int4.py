@@ -188,12 +188,14 @@ def test_moments_are_those_of_the_training_texts(lstm: Package, tmp_path: Path) 
     path = tmp_path / "train.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["w1 w2", "w3"], "label": [0, 1]}), path)
     model = served(lstm)
+    texts = Materials(tmp_path, train=open_labelled_split(path))
+    assert not input_moments(lstm, model, texts), "its only matrix outside the LSTM is too small"
     for tensor in model.graph.initializer:
         if tensor.name == "output_weight":  # large enough to be changed
             tensor.CopyFrom(numpy_helper.from_array(numbers(64, 16), "output_weight"))
         if tensor.name == "output_bias":
             tensor.CopyFrom(numpy_helper.from_array(numbers(64), "output_bias"))
-    moments = input_moments(lstm, model, Materials(tmp_path, train=open_labelled_split(path)))
+    moments = input_moments(lstm, model, texts)
     assert moments["output_weight"].shape == (16, 16)
     assert np.linalg.matrix_rank(moments["output_weight"], tol=1e-5) == 2, "the sum of two texts' states"
     assert not input_moments(lstm, model, Materials(tmp_path))
