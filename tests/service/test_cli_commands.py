@@ -75,6 +75,9 @@ JSON_COMMANDS = [
     ("train", "--dataset", "reviews", "--model", "reviews"),
     ("train", "--dataset", "reviews", "--model", "reviews", "--no-wait"),
     ("compress", "reviews", "--method", "int8"),
+    ("advise", "reviews"),
+    ("techniques",),
+    ("techniques", "int8"),
     ("jobs", "ls"),
     ("deploy", "live", "reviews@2"),
     ("deploy", "live", "reviews@2", "--no-wait"),
@@ -162,6 +165,29 @@ def test_methods_are_a_recipe_in_their_order(maas: Maas, reviews: str, cluster: 
     assert "4.0 times smaller" in result.stdout
     assert "fractional_bits" in maas("compress", "reviews", "-m", "fixed_point(bits=6)", status=1).stderr
     maas("compress", "reviews", status=2)
+
+
+def test_a_recipe_is_read_from_a_file_with_limits_beside_it(
+    maas: Maas, reviews: str, cluster: PlainCluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("- vocabulary\n- int8: {mode: static}\n")
+    maas("compress", "reviews@1", "--recipe", str(file), "--max-size", "6MB", "--max-p50", "2ms", "--allow-no-gain")
+    job = cluster.compression["compressionJobs/c1"]
+    assert [step.WhichOneof("technique") for step in job.recipe.techniques] == ["vocabulary", "int8"]
+    assert (job.limits.max_size_bytes, job.limits.max_p50.ToMilliseconds(), job.allow_no_gain) == (6_000_000, 2, True)
+    file.write_text("- vocabulary\n- int9\n")
+    assert "step 2 (line 2)" in maas("compress", "reviews@1", "--recipe", str(file), status=1).stderr
+    assert "cannot be read" in maas("compress", "reviews@1", "--recipe", str(tmp_path / "none"), status=1).stderr
+    assert "write 6MB" in maas("compress", "reviews@1", "-m", "int8", "--max-size", "0", status=1).stderr
+    assert "no recipe" in maas("compress", "reviews@1", "--like", "reviews@1", status=1).stderr
+
+
+@pytest.mark.parametrize(
+    "options", [("-m", "int8", "--auto"), ("-m", "int8", "--trials", "3"), ("-m", "int8", "--bits", "4")], ids=" ".join
+)
+def test_options_of_two_kinds_of_work_are_wrong_usage(maas: Maas, reviews: str, options: tuple[str, ...]) -> None:
+    maas("compress", "reviews", *options, status=2)
 
 
 def test_jobs_are_watched_and_cancelled_by_id(maas: Maas, cluster: PlainCluster) -> None:
