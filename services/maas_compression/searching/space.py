@@ -214,6 +214,8 @@ class Space:
         if has_words:
             yield _choices(storage=_INT8, minimum_count=1, embeddings=_INT4)
         yield _choices(storage=_COMPILED)
+        if has_words:
+            yield _choices(storage=_INT8, minimum_count=1)
         yield _choices(storage=_STATIC)
         yield _choices(storage=_OPENVINO_INT8)
         if has_words:

@@ -115,22 +115,24 @@ class _Trial:
 
     def _judge(self, predictor: Predictor, figures: Figures) -> Figures:
         """Compare the answers with the source's: on a few rows, and where these leave hope on all."""
-        judgement = self._judged(predictor, FIRST_ROWS)
+        if not self._request.recipe:
+            self._rows_judge(FIRST_ROWS).ask_source()  # for the others
+            return _with_quality(figures, self._rows_judge(MOST_ROWS).judge(predictor))
+        judgement = self._rows_judge(FIRST_ROWS).judge(predictor)
         limit = self._limits.max_quality_loss
-        if limit is not None and -judgement.difference.high > limit and self._request.recipe:
+        if limit is not None and -judgement.difference.high > limit:
             # Also the end of the interval that is kindest to it is too much.
             raise _Hopeless(
                 _with_quality(figures, judgement),
                 f"loses {judgement.loss * 100:.1f} points on the first {judgement.rows} rows",
             )
-        figures = _with_quality(figures, self._judged(predictor, MOST_ROWS))
+        figures = _with_quality(figures, self._rows_judge(MOST_ROWS).judge(predictor))
         self._refuse_broken(figures)
         return figures
 
-    def _judged(self, predictor: Predictor, most_rows: int) -> Judgement:
+    def _rows_judge(self, most_rows: int) -> Judge:
         source, folder = self._source, self._folders.answers
-        judge = Judge(source, choose_servable(source), self._rows, folder, most_rows=most_rows, threads=THREADS)
-        return judge.judge(predictor)
+        return Judge(source, choose_servable(source), self._rows, folder, most_rows=most_rows, threads=THREADS)
 
     def _measure_speed(self, predictor: Predictor, figures: Figures) -> Figures:
         """Measure in turn with the source, one trial at a time.
