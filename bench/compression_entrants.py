@@ -310,7 +310,10 @@ def _openvino_model(onnx: Path) -> Any:
 def _save_openvino(model: Any, folder: Path, precision: str) -> Servable:
     import openvino
 
+    from maas_engine.openvino_engine import weights_path
+
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    (folder / "model.bin").rename(weights_path(folder / "model.xml"))
     return Servable("openvino", precision, "model.xml")
 
 
