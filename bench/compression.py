@@ -51,9 +51,9 @@ TORCH, EXPORTED, FP32 = "torch eager", "onnxruntime fp32, torch's export", "onnx
 LSTM_ALONE = "LSTM trained alone"
 MAX_LOSS = 0.01
 AUTO_SECONDS, TRAINING_SECONDS = 15 * 60, 60 * 60
-DISTILLED = ['distill(student="lstm-text-classifier")']
-PRUNED = ["prune(structure=channels, share=0.5, recovery_epochs=2)"]
-STORED = ["vocabulary", "int4"]
+DISTILLED = ['distill(student="lstm-text-classifier", epochs=6)', "int8"]
+PRUNED = ["prune(structure=heads, share=0.33)", "prune(structure=channels, share=0.5, recovery_epochs=3)"]
+STORED = ["int4(group_size=128)"]
 
 KILLS = "kills"
 _KILLS = 10
