@@ -300,10 +300,12 @@ def test_data_without_labels_is_refused_for_a_classifier(cluster: JobCluster, ve
     assert failure_of(lambda: create(cluster, job)) == ("INVALID_ARGUMENT", "DATASET_COLUMN_MISSING")
 
 
-def test_weights_that_are_no_numbers_fail_the_job_and_are_named(cluster: JobCluster, versions: dict[str, str]) -> None:
+def test_weights_that_are_no_numbers_fail_the_job_before_anything_is_made_of_them(
+    cluster: JobCluster, versions: dict[str, str]
+) -> None:
     reason, message = failure(cluster, by_recipe(versions["nan"], INT8, allow_no_gain=True))
-    assert reason == "WEIGHTS_INVALID"
-    assert "the weights w hold NaN" in message
+    assert reason == "SOURCE_ANSWERS_INVALID"
+    assert "its weights may hold NaN" in message
 
 
 def test_a_model_without_weights_fails_the_job(cluster: JobCluster, versions: dict[str, str]) -> None:
