@@ -578,8 +578,8 @@ class Client:
         """
         job = new_job(self._version_name(reference), work)
         job.limits.CopyFrom(limits or Limits())
-        job.dataset_version = _dataset_reference(dataset) if dataset else ""
-        job.unlabelled_dataset_version = _dataset_reference(unlabelled) if unlabelled else ""
+        job.dataset_version = self.dataset_version(dataset).name if dataset else ""
+        job.unlabelled_dataset_version = self.dataset_version(unlabelled).name if unlabelled else ""
         job.allow_no_gain = allow_no_gain
         return self._compression.CreateCompressionJob(
             compression_service_pb2.CreateCompressionJobRequest(

@@ -42,7 +42,10 @@ def recipe_options(lines: list[str]) -> str:
 
 
 def _commands(job: "CompressionJob", advice: "Advice") -> str:
-    return f"    maas compress {short_version(job.source_version)} {recipe_options(list(advice.recipes[0].lines))}"
+    data = f" --dataset {short_version(job.dataset_version)}" if job.dataset_version else ""
+    return (
+        f"    maas compress {short_version(job.source_version)} {recipe_options(list(advice.recipes[0].lines))}{data}"
+    )
 
 
 def _row(place: int, one: "AdvisedRecipe") -> tuple[str, ...]:
