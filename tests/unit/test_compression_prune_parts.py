@@ -169,6 +169,16 @@ def test_the_group_that_goes_first_is_the_cheapest_of_all() -> None:
     assert eliminate(weight, covariance, 2).order[0] == min(by_hand, key=lambda group: by_hand[group])
 
 
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_inputs_that_never_change_or_were_never_seen_have_an_order_too(group_size: int) -> None:
+    weight, _ = made_up(16, 5)
+    samples = np.random.default_rng(4).normal(size=(20, 3)) @ np.random.default_rng(5).normal(size=(3, 16))
+    for covariance in (np.cov(samples, rowvar=False), np.zeros((16, 16)), covariance_of(np.zeros((17, 17)))):
+        found = eliminate(weight, covariance, group_size)
+        assert sorted(found.order) == list(range(16 // group_size))
+        assert np.isfinite(found.costs).all()
+
+
 def test_a_copy_of_an_input_goes_for_nothing() -> None:
     generator = np.random.default_rng(3)
     samples = generator.normal(size=(400, 6))

@@ -22,6 +22,7 @@ Matrix = NDArray[np.float64]
 
 _RIDGE = 1e-4
 """Share of an input's mean variance that is added to each variance."""
+_LEAST_VARIANCE = 1e-12
 _FLUSH_COLUMNS = 64
 
 
@@ -52,7 +53,10 @@ class _Elimination:
         self._outputs = outputs
         self._groups = inputs // group_size
         self._weight = weight.copy()
-        self._inverse = np.linalg.inv(ridged(covariance))
+        damped = ridged(covariance)
+        self._inverse = np.linalg.inv(damped)
+        # No block of an inverse has smaller eigenvalues, but for rounding.
+        self._floor = 1 / np.trace(damped)
         self._updates = np.zeros((inputs, 0))
         by_group = self._inverse.reshape(self._groups, group_size, self._groups, group_size)
         self._blocks = np.stack([by_group[group, :, group, :] for group in range(self._groups)])
@@ -70,7 +74,9 @@ class _Elimination:
 
     def _scores(self) -> Matrix:
         if self._size == 1:
-            single: Matrix = np.einsum("oi,oi->i", self._weight, self._weight) / self._blocks[:, 0, 0]
+            single: Matrix = np.einsum("oi,oi->i", self._weight, self._weight) / np.maximum(
+                self._blocks[:, 0, 0], self._floor
+            )
             return single
         columns = self._weight.reshape(-1, self._groups, self._size).transpose(1, 2, 0)
         scores: Matrix = (columns * np.linalg.solve(self._blocks, columns)).sum(axis=(1, 2))
@@ -79,12 +85,13 @@ class _Elimination:
     def _remove(self, group: int) -> None:
         here = slice(group * self._size, (group + 1) * self._size)
         column = self._inverse[:, here] - self._updates @ self._updates[here].T
-        block = self._blocks[group]
-        self._weight -= (self._weight[:, here] @ np.linalg.inv(block)) @ column.T
+        values, vectors = np.linalg.eigh(self._blocks[group])
+        roots = vectors / np.sqrt(np.maximum(values, self._floor))
+        update = column @ roots
+        self._weight -= (self._weight[:, here] @ roots) @ update.T
         self._weight[:, here] = 0.0
         if self._outputs is not None:
             self._weight[self._outputs[group]] = 0.0
-        update = np.linalg.solve(np.linalg.cholesky(block), column.T).T
         by_group = update.reshape(self._groups, self._size, self._size)
         self._blocks -= by_group @ by_group.transpose(0, 2, 1)
         self._alive[group] = False
@@ -97,8 +104,9 @@ class _Elimination:
 
 def covariance_of(sums: Matrix) -> Matrix:
     """Return the inputs' covariance, [I, I], from the sum of x x^T with a constant 1 behind x: [I + 1, I + 1]."""
-    means = sums[:-1, -1] / sums[-1, -1]
-    covariance: Matrix = sums[:-1, :-1] / sums[-1, -1] - np.outer(means, means)
+    count = max(sums[-1, -1], 1.0)  # none where no row asked anything of the layer
+    means = sums[:-1, -1] / count
+    covariance: Matrix = sums[:-1, :-1] / count - np.outer(means, means)
     return covariance
 
 
@@ -122,7 +130,7 @@ def refit(cross: Matrix, moment: Matrix, prior: Matrix) -> Matrix:
 
 def ridged(covariance: Matrix) -> Matrix:
     """Return the covariance with something on its diagonal, so that it has an inverse."""
-    strength = _RIDGE * np.trace(covariance) / len(covariance) + np.finfo(np.float64).tiny
+    strength = _RIDGE * np.trace(covariance) / len(covariance) + _LEAST_VARIANCE
     damped: Matrix = covariance + strength * np.eye(len(covariance))
     return damped
 
