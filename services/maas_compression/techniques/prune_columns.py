@@ -23,6 +23,7 @@ Matrix = NDArray[np.float64]
 _RIDGE = 1e-4
 """Share of an input's mean variance that is added to each variance."""
 _LEAST_VARIANCE = 1e-12
+_ROUNDING = 1e-5
 _FLUSH_COLUMNS = 64
 
 
@@ -106,7 +107,10 @@ def covariance_of(sums: Matrix) -> Matrix:
     """Return the inputs' covariance, [I, I], from the sum of x x^T with a constant 1 behind x: [I + 1, I + 1]."""
     count = max(sums[-1, -1], 1.0)  # none where no row asked anything of the layer
     means = sums[:-1, -1] / count
-    covariance: Matrix = sums[:-1, :-1] / count - np.outer(means, means)
+    second = sums[:-1, :-1] / count
+    # Sums of float32 products: what is left of few rows after the means may be nothing but rounding, of any sign.
+    rounding = _ROUNDING * np.trace(second) / len(second) * np.eye(len(second))
+    covariance: Matrix = second - np.outer(means, means) + rounding
     return covariance
 
 
