@@ -56,6 +56,7 @@ PRUNED = ["prune(structure=heads, share=0.33)", "prune(structure=channels, share
 STORED = ["int4(group_size=128)"]
 
 KILLS = "kills"
+_PEER_SECONDS = 300
 _KILLS = 10
 _TRIALS_OF_A_KILLED_SEARCH = 12
 _LONGEST_TO_A_KILL_SECONDS = 20.0
@@ -311,9 +312,9 @@ def _peers(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
     return [
         by_tool("NNCF accuracy-aware", source, file, made, nncf_accuracy_aware(MAX_LOSS)),
         by_tool(
-            "INC accuracy-aware, dynamic", source, file, made, neural_compressor("dynamic", MAX_LOSS, AUTO_SECONDS)
+            "INC accuracy-aware, dynamic", source, file, made, neural_compressor("dynamic", MAX_LOSS, _PEER_SECONDS)
         ),
-        by_tool("INC accuracy-aware, static", source, file, made, neural_compressor("static", MAX_LOSS, AUTO_SECONDS)),
+        by_tool("INC accuracy-aware, static", source, file, made, neural_compressor("static", MAX_LOSS, _PEER_SECONDS)),
     ]
 
 
