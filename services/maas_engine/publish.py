@@ -34,12 +34,14 @@ def publish_servables(package: Package, texts: Sequence[str] = (), log: Log = lo
     """Write the package anew with a servable for each engine that can run it here, all of them measured in turn.
 
     A servable that differs too much from the trainable form, or does not run, is left out, and `log` is told why;
-    those that the package has are kept. Without a trainable form they are only measured. Takes about a second for
-    each, and what loading its library takes twice.
+    those that the package has are kept. Without a trainable form, or where that is served already (published before,
+    or compiled for torch), they are only measured. Takes about a second for each, and what loading its library takes
+    twice.
     """
     manifest = package.manifest
     servables = manifest.servables
-    if manifest.architecture is not None and manifest.weights is not None:
+    is_published = any(one.engine == "torch" for one in servables)
+    if manifest.architecture is not None and manifest.weights is not None and not is_published:
         onnx = servables[0]
         trainable = Servable("torch", onnx.precision, manifest.weights.path, tolerance=0.0, max_difference=0.0)
         candidates = (replace(trainable, precision=BF16), *openvino_candidates(onnx))

@@ -91,6 +91,13 @@ def test_a_package_without_a_trainable_form_is_only_measured(package: Package) -
     assert len(servable.measurements) == 1
 
 
+def test_a_package_that_torch_serves_already_is_only_measured(package: Package) -> None:
+    torch_only = write_package(package.folder, replace(package.manifest, servables=(TORCH,), files=()))
+    published = publish_servables(torch_only)
+    assert [(one.engine, one.precision) for one in published.manifest.servables] == [("torch", "fp32")]
+    assert published.manifest.servables[0].measurements
+
+
 def test_the_trainable_form_answers_as_its_onnx_file_does(package: Package) -> None:
     before = torch.get_num_threads()
     engine = open_engine(package, TORCH, threads=1)
