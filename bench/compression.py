@@ -52,8 +52,8 @@ LSTM_ALONE = "LSTM trained alone"
 MAX_LOSS = 0.01
 AUTO_SECONDS, TRAINING_SECONDS = 15 * 60, 60 * 60
 DISTILLED = ['distill(student="lstm-text-classifier", epochs=6)', "int8"]
-PRUNED = ["prune(structure=heads, share=0.33)", "prune(structure=channels, share=0.5, recovery_epochs=3)"]
-STORED = ["int4(group_size=128)"]
+PRUNED = ["prune(structure=heads, share=0.4)", "prune(structure=channels, share=0.55, recovery_epochs=2)"]
+STORED = ["vocabulary", "int4(group_size=64)"]
 
 KILLS = "kills"
 _PEER_SECONDS = 300
