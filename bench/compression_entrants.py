@@ -38,6 +38,7 @@ CALIBRATION_ROWS = 300
 STEP_BYTES = 12 * 2**30
 """What a step of a training or a compression may take."""
 _ENTRANT = "entrant.json"
+_TIMES_ITS_LIMIT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,14 @@ def by_tool(name: str, source: Package, file: Path, made: CompressionModels, mak
             servable, note = make(file, folder, made)
         # A tool's failure is a row of the table, whatever it raises.
         except Exception as error:
-            return Failed(name, f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}")
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+            (folder / _ENTRANT).write_text(json.dumps({"failed": why}))
+            return Failed(name, why)
         written = {"engine": servable.engine, "precision": servable.precision, "path": servable.path, "note": note}
         (folder / _ENTRANT).write_text(json.dumps(written | {"seconds": time.monotonic() - begun}))
     read = json.loads((folder / _ENTRANT).read_text())
+    if "failed" in read:
+        return Failed(name, read["failed"])
     servable = Servable(read["engine"], read["precision"], read["path"])
     size_bytes = sum(path.stat().st_size for path in folder.glob("model.*"))
     return Entrant(name, source, Package(folder, source.manifest), servable, size_bytes, read["seconds"], read["note"])
@@ -292,6 +297,8 @@ def neural_compressor(approach: str, max_loss: float, seconds: float) -> Make:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                # It looks at its own limit between trials only, and a trial may take as long as it likes.
+                timeout=_TIMES_ITS_LIMIT * seconds,
             )
         found = json.loads(done.stdout.splitlines()[-1])
         if not found["found"]:
