@@ -9,6 +9,7 @@ thread each, the reviews of the split `test` sent as texts.
 
 import argparse
 import itertools
+import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -120,7 +121,11 @@ def main() -> None:
             if arguments.write:
                 plot(found, FOLDER / f"compression-{model}.png", model)
     if KILLS in chosen:
-        killed = kill_lstm_searches(made)
+        kept = made.folder / "made" / KILLS / "found.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(asdict(kill_lstm_searches(made))))
+        killed = Kills(**json.loads(kept.read_text()))
         texts.append(describe_kills(killed))
         numbers[KILLS] = asdict(killed)
     publish("compression", "\n\n".join(texts), numbers, arguments)
