@@ -40,7 +40,7 @@ fi
 say "making $VENV with $("$PYTHON" --version)"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 
-say "installing maas and its tools (1.5 GB on disk, most of it torch; one to five minutes the first time)"
+say "installing maas and its tools (2.6 GB on disk, most of it torch; one to five minutes the first time)"
 # One call for everything, so that the constraints hold for all of it at once.
 dev=$("$VENV/bin/python" -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))')
 printf '%s\n' "$dev" >"$VENV/dev.txt"
