@@ -51,10 +51,12 @@ from maas_engine.quality import evaluate
 TORCH, EXPORTED, FP32 = "torch eager", "onnxruntime fp32, torch's export", "onnxruntime fp32"
 LSTM_ALONE = "LSTM trained alone"
 MAX_LOSS = 0.01
-AUTO_SECONDS, TRAINING_SECONDS = 15 * 60, 60 * 60
+LSTM_SECONDS, AUTO_SECONDS, TRAINING_SECONDS = 5 * 60, 10 * 60, 40 * 60
+"""What the searches get. The issue allows 15 minutes without training, an hour with it."""
 DISTILLED = ['distill(student="lstm-text-classifier", epochs=6)', "int8"]
-PRUNED = ["prune(structure=heads, share=0.4)", "prune(structure=channels, share=0.55, recovery_epochs=2)"]
+PRUNED = ["prune(structure=heads, share=0.2)", "prune(structure=channels, share=0.5, recovery_epochs=1)"]
 STORED = ["vocabulary", "int4(group_size=64)"]
+STORED_WITH_ALL_WORDS = ["int4(parts=matrices, group_size=128)", "codebook(parts=embeddings, bits=3)"]
 
 KILLS = "kills"
 _PEER_SECONDS = 300
@@ -325,7 +327,7 @@ def _peers(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
 
 def _lstm_auto(made: CompressionModels, measured: Sizes) -> list[Entrant | Failed]:
     del measured
-    work = SearchWork(time_budget_seconds=AUTO_SECONDS)
+    work = SearchWork(time_budget_seconds=LSTM_SECONDS)
     return [by_maas("lstm-auto", made.lstm, made, _spec("lstm", work, Limits(max_quality_loss=0.005)))]
 
 
@@ -406,7 +408,7 @@ def _latency_targets(measured: Sizes, name: str) -> list[Target]:
         _loss(measured, name, MAX_LOSS),
         Target("at most 23 MB", f"{ours.entrant.size_bytes / 1e6:.2f} MB", ours.entrant.size_bytes <= 23_000_000),
         _ratio("p50 faster than torch", 6, measured[TORCH].p50_seconds / ours.p50_seconds),
-        _within(ours, AUTO_SECONDS),
+        _within(ours, 15 * 60),
     ]
 
 
@@ -415,7 +417,7 @@ def _throughput_targets(measured: Sizes, name: str) -> list[Target]:
     return [
         _loss(measured, name, MAX_LOSS),
         _ratio("throughput of torch at batch 16", 3.5, ours.batch_16 / measured[TORCH].batch_16),
-        _within(ours, AUTO_SECONDS),
+        _within(ours, 15 * 60),
     ]
 
 
@@ -425,7 +427,7 @@ def _training_targets(measured: Sizes, name: str) -> list[Target]:
         _loss(measured, name, 0.015),
         _smaller(measured, name, 10),
         _ratio("throughput of fp32 at batch 32", 8, ours.batch_32 / measured[FP32].batch_32),
-        _within(ours, TRAINING_SECONDS),
+        _within(ours, 60 * 60),
     ]
 
 
@@ -480,7 +482,7 @@ def _beside(ours: Measured, peer: Measured) -> str:
 
 def _within(ours: Measured, seconds: float) -> Target:
     return Target(
-        f"within {seconds / 60:g} minutes", f"{ours.entrant.seconds / 60:.1f}", ours.entrant.seconds <= seconds * 1.1
+        f"within {seconds / 60:g} minutes", f"{ours.entrant.seconds / 60:.1f}", ours.entrant.seconds <= seconds
     )
 
 
@@ -495,6 +497,7 @@ ROWS = {
     "distilled": Row("minilm", _distilled, _distilled_targets),
     "pruned": Row("minilm", _by_recipe("pruned", PRUNED), _pruned_targets),
     "stored": Row("minilm", _by_recipe("stored", STORED), _stored_targets),
+    "stored-all-words": Row("minilm", _by_recipe("stored-all-words", STORED_WITH_ALL_WORDS), _stored_targets),
 }
 
 
