@@ -300,7 +300,7 @@ async def test_a_version_of_blobs_that_are_not_there_is_not_found(registry: "Reg
         {"parent_version": "models/a"},
         {"source_job": "jobs/x"},
         {"dataset_version": "reviews"},
-        {"evaluation": version_pb2.Evaluation(metric="accuracy", row_count=1)},
+        {"evaluation": version_pb2.Evaluation(metric="accuracy", row_count=1, dataset_version="reviews")},
     ],
 )
 async def test_a_reference_that_is_no_name_is_refused(
