@@ -193,11 +193,18 @@ def _text(value: object) -> str:
         case bool():
             return str(value).lower()
         case str():
-            plain = value.isidentifier() and not keyword.iskeyword(value) and value not in ("true", "false")
+            plain = (
+                value.isascii()
+                and value.isidentifier()
+                and not keyword.iskeyword(value)
+                and value not in ("true", "false")
+            )
             return value if plain else json.dumps(value, ensure_ascii=False)
-        case int() | float():
-            short = f"{value:.15g}"
-            return short if float(short) == value else repr(value)
+        case int():
+            return str(value)
+        case float():
+            short = f"{value:.15g}"  # which makes -0.0 a whole number without a sign
+            return short if value and float(short) == value else repr(value)
     assert isinstance(value, Iterable)
     return f"[{', '.join(map(_text, value))}]"
 
