@@ -245,8 +245,7 @@ def kill_lstm_searches(made: CompressionModels) -> Kills:
     with job_cluster(["registry", "compression"]) as cluster:
         splits = {}
         for name in ("train", "validation", "test"):
-            parts = list(made.split(name).parts())
-            splits[name] = [row for part in parts for row in zip(part.texts, part.labels, strict=True)]
+            splits[name] = list(made.split(name).rows())
         data = cluster.push("reviews", splits)
         cluster.registry.CreateModel(registry_service_pb2.CreateModelRequest(model_id="lstm"), timeout=10)
         version = version_pb2.Version(files=cluster.push_package(made.lstm.folder), dataset_version=data)

@@ -87,16 +87,7 @@ class Bench:
         self._examples = None if sample else Examples(predictor)
         if sample is not None:
             rows = _sample_size(predictor, sample)
-            part = list(
-                islice(
-                    (
-                        (text, label)
-                        for part in sample.parts()
-                        for text, label in zip(part.texts, part.labels, strict=True)
-                    ),
-                    rows,
-                )
-            )
+            part = list(islice(sample.rows(), rows))
             self._texts = tuple(text for text, _ in part)
             self._labels = np.array([label for _, label in part], np.int64)
         self._answers = self._answers_of(predictor)

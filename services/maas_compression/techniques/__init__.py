@@ -15,10 +15,8 @@ from maas_compression.recipe import (
     LowRank,
     Prune,
     Qat,
-    RecipeInvalid,
     Technique,
     Vocabulary,
-    technique_name,
 )
 from maas_compression.techniques.bf16 import apply_bf16
 from maas_compression.techniques.clip import apply_clip
@@ -62,4 +60,3 @@ def apply_technique(source: Package, technique: Technique, folder: Path, materia
             return apply_qat(source, technique, folder, materials)
         case Prune():
             return apply_prune(source, technique, folder, materials)
-    raise RecipeInvalid(f"{technique_name(technique)} is not built yet")

@@ -1,6 +1,6 @@
 """Training after pruning: the network that was left learns what the whole one answers, and the labels."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ def recover(
     tokenizer = TextTokenizer.from_file(source.path(text.tokenizer), text.max_tokens)
 
     def encode(split: LabelledSplit) -> EncodedRows:
-        return encode_rows(materials.scratch / f"{split.path.stem}.ids", tokenizer, _pairs(split))
+        return encode_rows(materials.scratch / f"{split.path.stem}.ids", tokenizer, split.rows())
 
     is_classifier = source.manifest.task == TEXT_CLASSIFICATION
     with encode(materials.require_train()) as rows, encode(materials.validation) as validation:
@@ -138,8 +138,3 @@ def _apply(masks: Mapping[str, Tensor], module: nn.Module) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             module.get_parameter(name).mul_(mask)
-
-
-def _pairs(split: LabelledSplit) -> Iterator[tuple[str, int]]:
-    for part in split.parts():
-        yield from zip(part.texts, part.labels, strict=True)
